@@ -1,0 +1,54 @@
+"""Who competes for slots, and where: service classes, levels of contention, flows."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+__all__ = ["CALLBACK_CLASSES", "CLASS_ORDER", "SCHEDULER_SCOPE", "FlowKey", "Level", "ServiceClass"]
+
+
+class ServiceClass(str, Enum):
+    """A kind of workload that competes for slots as one party."""
+
+    DEADLINE = "deadline"
+    TASK_CALLBACK = "task_callback"
+    DAG_CALLBACK = "dag_callback"
+    TASK = "task"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+CLASS_ORDER: Final[tuple[ServiceClass, ...]] = tuple(ServiceClass)
+"""The order that breaks ties between equal tags: callbacks before tasks, the most urgent kind first."""
+
+CALLBACK_CLASSES: Final[tuple[ServiceClass, ...]] = CLASS_ORDER[:-1]
+
+
+class Level(str, Enum):
+    """A place of contention."""
+
+    POOL = "pool"
+    SCHEDULER = "scheduler"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+SCHEDULER_SCOPE: Final = ""
+"""The scope of scheduler-level flows: all schedulers share them, so that shares hold over replicas."""
+
+
+class FlowKey(NamedTuple):
+    """One flow of the fair queue.
+
+    Args:
+        level: Where it competes.
+        scope: The pool's name, or `SCHEDULER_SCOPE`.
+        service_class: Who competes.
+    """
+
+    level: Level
+    scope: str
+    service_class: ServiceClass

@@ -1,0 +1,45 @@
+"""The library's errors: one root, leaves that carry the values and say what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+__all__ = ["CallbackPriorityError", "ConfigurationError", "InternalError", "Problem"]
+
+
+class CallbackPriorityError(Exception):
+    """Root of every error that this library raises on purpose."""
+
+
+class InternalError(CallbackPriorityError, AssertionError):
+    """An invariant that this library promises to itself does not hold: a bug here, never in a Dag."""
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """One thing that is wrong with a setting.
+
+    Args:
+        key: The setting, with the path inside its JSON where there is one
+            (``weights.deadline``, ``pool_quotas['etl'].task.reserve``).
+        value: What was found there.
+        remedy: What to write instead.
+    """
+
+    key: str
+    value: object
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value!r}: {self.remedy}"
+
+
+class ConfigurationError(CallbackPriorityError, ValueError):
+    """The settings cannot be used; carries every problem found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        listing = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"[callback_priority] has {len(self.problems)} problem(s):\n{listing}")

@@ -1,0 +1,226 @@
+"""The settings as values: what the rest of the library is handed, already valid and complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+import attrs
+
+from callback_priority.core.classes import CALLBACK_CLASSES, CLASS_ORDER, Level, ServiceClass
+from callback_priority.core.policies import Policy
+from callback_priority.core.quotas import NO_QUOTA, Quota
+from callback_priority.core.units import MILLI, Milliweight, SlotMicros, seconds_to_micros
+from callback_priority.policy.options import OPTIONS_BY_NAME
+
+__all__ = [
+    "DEFAULT_POOL",
+    "EVERY_OTHER_POOL",
+    "INHERIT",
+    "DagPriority",
+    "Mode",
+    "PoolShare",
+    "Settings",
+]
+
+DEFAULT_POOL: Final = "default_pool"
+"""The pool that every Airflow has."""
+
+EVERY_OTHER_POOL: Final = "*"
+"""In ``pool_quotas``: every pool that is not named."""
+
+INHERIT: Final = "inherit"
+"""In ``callback_pool``: the pool of the task that the callback belongs to."""
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+_ONE: Final = Milliweight(MILLI)
+
+
+def _read_only(mapping: Mapping[_K, _V]) -> Mapping[_K, _V]:
+    return MappingProxyType(dict(mapping))
+
+
+def _read_only_pools(
+    pools: Mapping[str, Mapping[ServiceClass, PoolShare]],
+) -> Mapping[str, Mapping[ServiceClass, PoolShare]]:
+    return MappingProxyType({pool: _read_only(shares) for pool, shares in pools.items()})
+
+
+def _all_weights(weights: Mapping[ServiceClass, Milliweight]) -> Mapping[ServiceClass, Milliweight]:
+    return MappingProxyType({cls: weights.get(cls, _ONE) for cls in CLASS_ORDER})
+
+
+def _all_callback_pools(pools: Mapping[ServiceClass, str]) -> Mapping[ServiceClass, str]:
+    return MappingProxyType({cls: pools.get(cls, DEFAULT_POOL) for cls in CALLBACK_CLASSES})
+
+
+def _seconds(name: str) -> float:
+    return float(OPTIONS_BY_NAME[name].default)
+
+
+def _count(name: str) -> int:
+    return int(OPTIONS_BY_NAME[name].default)
+
+
+class Mode(str, Enum):
+    """Whether the library takes part in scheduling."""
+
+    OFF = "off"
+    SHADOW = "shadow"
+    ACTIVE = "active"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@attrs.frozen(kw_only=True)
+class PoolShare:
+    """What a class has in one pool.
+
+    Args:
+        quota: Its reserve and limit, in pool slots of the whole deployment.
+        weight: Its weight in this pool; ``None`` for its weight everywhere.
+    """
+
+    quota: Quota = NO_QUOTA
+    weight: Milliweight | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DagPriority:
+    """The priority of the callbacks of Dags whose id matches a pattern.
+
+    Args:
+        pattern: What `fnmatch.fnmatchcase` understands.
+        priority: The larger, the sooner.
+    """
+
+    pattern: str
+    priority: int
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Everything that is configured; ``Settings()`` holds the defaults.
+
+    The fields bear the names of the options and mean what `callback_priority.policy.options` says of them.
+    ``parse_settings`` makes and validates them; built by hand, they are taken at their word.
+
+    Args:
+        mode: Whether the library takes part in scheduling.
+        policy: How slots are split between classes.
+        weights: Every class's weight; a class left out has one.
+        slot_quotas: Reserve and limit of the classes that have them, in slots of each scheduler.
+        pool_quotas: Shares by pool, in pool slots of the deployment. `EVERY_OTHER_POOL` stands for the pools
+            that are not keys; what a named pool takes over from it is already in the named pool's shares.
+        callback_pool: The pool of each callback class, or `INHERIT`; a class left out draws on `DEFAULT_POOL`.
+        dag_priorities: Priorities by Dag id; the first match wins.
+    """
+
+    mode: Mode = Mode.OFF
+    policy: Policy = Policy.FAIR
+    weights: Mapping[ServiceClass, Milliweight] = attrs.field(factory=dict, converter=_all_weights)
+    slot_quotas: Mapping[ServiceClass, Quota] = attrs.field(factory=dict, converter=_read_only)
+    pool_quotas: Mapping[str, Mapping[ServiceClass, PoolShare]] = attrs.field(
+        factory=dict, converter=_read_only_pools
+    )
+    callback_pool: Mapping[ServiceClass, str] = attrs.field(factory=dict, converter=_all_callback_pools)
+    dag_priorities: tuple[DagPriority, ...] = attrs.field(default=(), converter=tuple)
+    initial_hold_seconds: float = _seconds("initial_hold_seconds")
+    priority_aging_seconds: float = _seconds("priority_aging_seconds")
+    dag_turn_seconds: float = _seconds("dag_turn_seconds")
+    wide_bypass_limit: int = _count("wide_bypass_limit")
+    sweep_interval_seconds: float = _seconds("sweep_interval_seconds")
+    reconcile_interval_seconds: float = _seconds("reconcile_interval_seconds")
+    executor_retry_seconds: float = _seconds("executor_retry_seconds")
+    executor_time_to_live_seconds: float = _seconds("executor_time_to_live_seconds")
+    history_seconds: float = _seconds("history_seconds")
+    failure_threshold: int = _count("failure_threshold")
+    failure_back_off_seconds: float = _seconds("failure_back_off_seconds")
+
+    @property
+    def initial_estimate(self) -> SlotMicros:
+        """A class's hold before any was seen, as the core counts it."""
+        return seconds_to_micros(self.initial_hold_seconds)
+
+    @property
+    def priority_aging_us(self) -> int:
+        """``priority_aging_seconds`` in microseconds, as ranks count."""
+        return seconds_to_micros(self.priority_aging_seconds)
+
+    @property
+    def dag_turn_us(self) -> int:
+        """``dag_turn_seconds`` in microseconds, as ranks count."""
+        return seconds_to_micros(self.dag_turn_seconds)
+
+    def draws_on(self, service_class: ServiceClass, pool: str) -> bool:
+        """Whether the class's workloads can take slots of this pool: tasks and heirs of tasks of any."""
+        home = self.callback_pool.get(service_class, INHERIT)
+        return home in (INHERIT, pool)
+
+    def pool_of(self, service_class: ServiceClass, task_pool: str | None = None) -> str:
+        """The pool that a workload of this class draws on.
+
+        Args:
+            service_class: The workload's class.
+            task_pool: The pool of its task, where it belongs to one.
+
+        >>> Settings().pool_of(ServiceClass.DEADLINE, "etl"), Settings().pool_of(ServiceClass.TASK, "etl")
+        ('default_pool', 'etl')
+        """
+        home = self.callback_pool.get(service_class, INHERIT)
+        return (task_pool or DEFAULT_POOL) if home == INHERIT else home
+
+    def quota(self, level: Level, scope: str, service_class: ServiceClass) -> Quota:
+        """The class's reserve and limit in a scope.
+
+        A reserve is nothing in a pool that the class does not draw on: ``*`` with a reserve for alerts must
+        not keep slots empty in every pool where no alert ever runs. A limit holds wherever it is set, for
+        callbacks that were queued under another ``callback_pool``.
+
+        Args:
+            level: Pool or scheduler.
+            scope: The pool's name; not looked at for the scheduler.
+            service_class: Whose.
+        """
+        if level is Level.SCHEDULER:
+            return self.slot_quotas.get(service_class, NO_QUOTA)
+        share = self._share(scope, service_class)
+        if share is None:
+            return NO_QUOTA
+        if share.quota.reserve_slots and not self.draws_on(service_class, scope):
+            return attrs.evolve(share.quota, reserve_slots=0)
+        return share.quota
+
+    def weight(self, level: Level, scope: str, service_class: ServiceClass) -> Milliweight:
+        """The class's weight in a scope: the pool's own where it has one, else the class's."""
+        if level is Level.POOL:
+            share = self._share(scope, service_class)
+            if share is not None and share.weight is not None:
+                return share.weight
+        return self.weights[service_class]
+
+    def priority(self, dag_id: str, default: int) -> int:
+        """The priority of a Dag's callbacks.
+
+        Args:
+            dag_id: The Dag.
+            default: What holds if no pattern matches.
+
+        Complexity: linear in the number of patterns.
+        """
+        for rule in self.dag_priorities:
+            if fnmatchcase(dag_id, rule.pattern):
+                return rule.priority
+        return default
+
+    def _share(self, pool: str, service_class: ServiceClass) -> PoolShare | None:
+        shares = self.pool_quotas.get(pool)
+        if shares is None:
+            shares = self.pool_quotas.get(EVERY_OTHER_POOL, {})
+        return shares.get(service_class)
