@@ -1,0 +1,61 @@
+# Everything runs from .venv, which `setup` makes with any python3 >= 3.10 and the locked versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV_VERSION := 0.13.9
+LOCK := requirements/lock.txt
+
+# The system's certificates instead of uv's own, so that a network with its own authority works, as with pip.
+export UV_SYSTEM_CERTS := 1
+# One file system for cache and .venv is not a given; copying always works.
+export UV_LINK_MODE := copy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint types docs format lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv: the locked versions and this project, editable
+
+$(STAMP): pyproject.toml $(LOCK) Makefile
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed deadlines, side by side
+	$(BIN)/python -m callback_priority.demo
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/pytest tests -q --hypothesis-profile=ci
+
+bench: $(STAMP) ## Run the benchmarks and print the ratios
+	$(BIN)/pytest benchmarks
+
+lint: $(STAMP) ## Style, format, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+docs: $(STAMP) ## Build the documentation, warnings are errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -b html docs docs/_build/html
+
+format: $(STAMP) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+lock: $(STAMP) ## Make requirements/lock.txt anew
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-emit-index-url --no-header \
+		--extra simulation --group build --group docs --group lint --group test \
+		--constraint requirements/constraints.txt --output-file $(LOCK) pyproject.toml
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
