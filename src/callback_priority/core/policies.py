@@ -20,5 +20,4 @@ class Policy(str, Enum):
     CALLBACKS_FIRST = "callbacks_first"
     TASKS_FIRST = "tasks_first"
 
-    def __str__(self) -> str:
-        return self.value
+    __str__ = str.__str__

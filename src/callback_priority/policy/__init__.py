@@ -1,0 +1,1 @@
+"""The configuration: parsed, validated, all problems at once."""

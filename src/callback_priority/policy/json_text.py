@@ -22,7 +22,7 @@ _EXCERPT: Final = 30
 
 @attrs.frozen
 class NoNumber:
-    """What stands where a number should, but is none that can be counted with: ``NaN``, ``1e99999999999999999999``.
+    """What stands where a number should, but cannot be counted with: ``NaN``, ``1e99999999999999999999``.
 
     Args:
         text: As written.
@@ -30,8 +30,12 @@ class NoNumber:
 
     text: str
 
-    def __repr__(self) -> str:
-        return _shortened(self.text)
+
+class _Verbatim(str):
+    """Text that a message shows without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 class JsonObject(dict[str, "Json"]):
@@ -80,7 +84,9 @@ def decode(key: str, text: str, example: str) -> Json | Problem:
         near = text[max(0, error.pos - _EXCERPT) : error.pos + _EXCERPT]
         hint = ""
         if not text.strip():
-            return Problem(key=key, value=text, remedy=f"is empty; write JSON such as {example}, or remove the line")
+            return Problem(
+                key=key, value=text, remedy=f"is empty; write JSON such as {example}, or remove the line"
+            )
         if "'" in near and '"' not in near:
             hint = "; JSON wants double quotes"
         elif "#" in near:
@@ -91,7 +97,9 @@ def decode(key: str, text: str, example: str) -> Json | Problem:
             remedy=f"is not JSON at {where}, near {near!r}: {error.msg}{hint}; write for example {example}",
         )
     except RecursionError:
-        return Problem(key=key, value=_shortened(text), remedy=f"is nested too deeply; write for example {example}")
+        return Problem(
+            key=key, value=_shortened(text), remedy=f"is nested too deeply; write for example {example}"
+        )
     return value
 
 
@@ -105,16 +113,15 @@ def quoted(name: str) -> str:
 
 
 def shown(value: Json) -> object:
-    """The value as a message shows it: plain Python, of bearable length."""
+    """The value as a message shows it: as written, of bearable length."""
     if isinstance(value, Decimal):
-        exponent = value.as_tuple().exponent
-        if isinstance(exponent, int) and -6 <= exponent <= 0 and value.adjusted() < 15:
-            return int(value) if exponent == 0 else float(value)
-        return NoNumber(str(value))
+        return _Verbatim(_shortened(str(value)))
+    if isinstance(value, NoNumber):
+        return _Verbatim(_shortened(value.text))
     if isinstance(value, str):
         return _shortened(value)
     if isinstance(value, JsonObject):
-        return NoNumber("{" + ", ".join(f"{quoted(key)}: ..." for key in list(value)[:5]) + "}")
+        return _Verbatim("{" + ", ".join(f"{quoted(key)}: ..." for key in list(value)[:5]) + "}")
     if isinstance(value, list):
-        return NoNumber("[...]" if value else "[]")
+        return _Verbatim("[...]" if value else "[]")
     return value

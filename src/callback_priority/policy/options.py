@@ -7,11 +7,13 @@ every Airflow process, so it imports next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["OPTIONS", "OPTIONS_BY_NAME", "SECTION", "SECTION_DESCRIPTION", "Option"]
 

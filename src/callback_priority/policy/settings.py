@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -15,6 +14,9 @@ from callback_priority.core.policies import Policy
 from callback_priority.core.quotas import NO_QUOTA, Quota
 from callback_priority.core.units import MILLI, Milliweight, SlotMicros, seconds_to_micros
 from callback_priority.policy.options import OPTIONS_BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "DEFAULT_POOL",
@@ -35,20 +37,17 @@ EVERY_OTHER_POOL: Final = "*"
 INHERIT: Final = "inherit"
 """In ``callback_pool``: the pool of the task that the callback belongs to."""
 
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
 _ONE: Final = Milliweight(MILLI)
 
 
-def _read_only(mapping: Mapping[_K, _V]) -> Mapping[_K, _V]:
-    return MappingProxyType(dict(mapping))
+def _read_only_quotas(quotas: Mapping[ServiceClass, Quota]) -> Mapping[ServiceClass, Quota]:
+    return MappingProxyType(dict(quotas))
 
 
 def _read_only_pools(
     pools: Mapping[str, Mapping[ServiceClass, PoolShare]],
 ) -> Mapping[str, Mapping[ServiceClass, PoolShare]]:
-    return MappingProxyType({pool: _read_only(shares) for pool, shares in pools.items()})
+    return MappingProxyType({pool: MappingProxyType(dict(shares)) for pool, shares in pools.items()})
 
 
 def _all_weights(weights: Mapping[ServiceClass, Milliweight]) -> Mapping[ServiceClass, Milliweight]:
@@ -74,8 +73,7 @@ class Mode(str, Enum):
     SHADOW = "shadow"
     ACTIVE = "active"
 
-    def __str__(self) -> str:
-        return self.value
+    __str__ = str.__str__
 
 
 @attrs.frozen(kw_only=True)
@@ -125,12 +123,12 @@ class Settings:
     mode: Mode = Mode.OFF
     policy: Policy = Policy.FAIR
     weights: Mapping[ServiceClass, Milliweight] = attrs.field(factory=dict, converter=_all_weights)
-    slot_quotas: Mapping[ServiceClass, Quota] = attrs.field(factory=dict, converter=_read_only)
+    slot_quotas: Mapping[ServiceClass, Quota] = attrs.field(factory=dict, converter=_read_only_quotas)
     pool_quotas: Mapping[str, Mapping[ServiceClass, PoolShare]] = attrs.field(
         factory=dict, converter=_read_only_pools
     )
     callback_pool: Mapping[ServiceClass, str] = attrs.field(factory=dict, converter=_all_callback_pools)
-    dag_priorities: tuple[DagPriority, ...] = attrs.field(default=(), converter=tuple)
+    dag_priorities: tuple[DagPriority, ...] = ()
     initial_hold_seconds: float = _seconds("initial_hold_seconds")
     priority_aging_seconds: float = _seconds("priority_aging_seconds")
     dag_turn_seconds: float = _seconds("dag_turn_seconds")
