@@ -1,0 +1,154 @@
+"""The library's own tables: one row per flow, one row per callback.
+
+They live in Airflow's metadata database, in a metadata and under an Alembic version table of their own. Nothing
+points into Airflow's tables: a foreign key would stand in the way of Airflow's migrations and of
+``airflow db reset``, which drops Airflow's tables first. Rows whose callback is gone are swept instead
+(`callback_priority.persistence.sweep`).
+
+How the indexes of the item table are chosen. Only one index begins with ``state``; so there is one way, and not
+the planner's guess among several, to answer "the first waiting items of this class and pool". A second index
+with ``state`` in front would look as cheap wherever statistics were taken while nothing waited, and then cost
+a scan of the whole backlog. The two time columns need no ``state``: ``finished_at`` is set exactly for done
+items, ``retry_at`` exactly for parked ones. The longest key takes 1,264 bytes in MySQL's ``utf8mb4``, of 3,072.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TIMESTAMP, TypeDecorator, TypeEngine
+
+__all__ = [
+    "DAG_ID_LENGTH",
+    "EXECUTOR_LENGTH",
+    "POOL_LENGTH",
+    "VERSION_TABLE",
+    "ItemState",
+    "UtcDateTime",
+    "flow_table",
+    "item_table",
+    "metadata",
+]
+
+VERSION_TABLE: Final = "callback_priority_alembic_version"
+"""Where Alembic keeps this library's revision, apart from Airflow's."""
+
+POOL_LENGTH: Final = 256
+DAG_ID_LENGTH: Final = 250
+EXECUTOR_LENGTH: Final = 256
+
+
+class ItemState(str, Enum):
+    """Where a callback's item stands."""
+
+    WAITING = "waiting"
+    PARKED = "parked"
+    GRANTED = "granted"
+    DONE = "done"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant: a naive datetime is refused, an aware one in UTC comes back from every database.
+
+    The same storage as Airflow's own columns, so that comparing with them is comparing like with like.
+    """
+
+    impl = TIMESTAMP(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime]:
+        """MySQL keeps whole seconds unless told otherwise."""
+        if dialect.name == "mysql":
+            return dialect.type_descriptor(mysql.TIMESTAMP(fsp=6))
+        return dialect.type_descriptor(TIMESTAMP(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC.
+
+        Raises:
+            ValueError: If the value has no time zone.
+        """
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a naive datetime is not an instant: {value!r}; give it a time zone")
+        in_utc = value.astimezone(timezone.utc)
+        return in_utc.replace(tzinfo=None) if dialect.name == "mysql" else in_utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Make aware, in UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            return value.replace(tzinfo=timezone.utc)
+        return value.astimezone(timezone.utc)
+
+
+metadata = MetaData()
+
+flow_table = Table(
+    "callback_priority_flow",
+    metadata,
+    Column("level", String(10), primary_key=True),
+    Column("scope", String(POOL_LENGTH), primary_key=True),
+    Column("service_class", String(16), primary_key=True),
+    Column("weight", BigInteger, nullable=False),
+    Column("estimate", BigInteger, nullable=False),
+    Column("tag", BigInteger, nullable=False),
+    Column("remainder", BigInteger, nullable=False),
+    Column("clock", BigInteger, nullable=False),
+    Column("eligible", Boolean, nullable=False),
+    Column("bypassed", Integer, nullable=False),
+    Column("service", BigInteger, nullable=False),
+    Column("recent", BigInteger, nullable=False),
+    Column("recent_at", BigInteger, nullable=False),
+    Column("granted", BigInteger, nullable=False),
+)
+
+item_table = Table(
+    "callback_priority_item",
+    metadata,
+    Column("callback_id", Uuid, primary_key=True),
+    Column("service_class", String(16), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("pool", String(POOL_LENGTH), nullable=False),
+    Column("dag_id", String(DAG_ID_LENGTH), nullable=False),
+    Column("dag_run_id", Integer, nullable=True),
+    Column("executor", String(EXECUTOR_LENGTH), nullable=True),
+    Column("priority", Integer, nullable=False),
+    Column("turn", BigInteger, nullable=False),
+    Column("rank", BigInteger, nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("reason", Text, nullable=True),
+    Column("enqueued_at", UtcDateTime, nullable=False),
+    Column("decided_at", UtcDateTime, nullable=True),
+    Column("granted_at", UtcDateTime, nullable=True),
+    Column("finished_at", UtcDateTime, nullable=True),
+    Column("retry_at", UtcDateTime, nullable=True),
+    Column("scheduler_job_id", Integer, nullable=True),
+    Column("attempts", Integer, nullable=False),
+    Column("charge", BigInteger, nullable=False),
+    Index("callback_priority_item_next", "state", "service_class", "pool", "rank", "callback_id"),
+    Index("callback_priority_item_turn", "dag_id", "service_class", "priority", "state", "turn"),
+    Index("callback_priority_item_finished", "finished_at"),
+    Index("callback_priority_item_retry", "retry_at"),
+)
