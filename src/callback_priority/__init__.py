@@ -6,8 +6,6 @@ Importing the package does nothing: Airflow finds it through its entry points, s
 
 from __future__ import annotations
 
-from typing import Final
-
 __all__ = ["__version__"]
 
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"

@@ -1,0 +1,24 @@
+"""The examples in docstrings are true."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import callback_priority.core
+import callback_priority.policy
+
+PURE_MODULES = ["callback_priority.errors"] + [
+    module.name
+    for package in (callback_priority.core, callback_priority.policy)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+]
+
+
+@pytest.mark.parametrize("name", PURE_MODULES)
+def test_examples_in_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
