@@ -30,70 +30,63 @@ their sum would give.
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, heapreplace
-from typing import Final
-
-import attrs
+from heapq import heapify, heappop, heapreplace
+from typing import Generic, TypeVar
 
 from callback_priority.core.flows import FlowState
-from callback_priority.core.units import MILLI, Milliweight, SlotMicros, VirtualTime
+from callback_priority.core.units import MILLI
 from callback_priority.errors import InternalError
 
-__all__ = ["FairQueue", "Flow", "move_average", "rebase", "reweigh"]
+__all__ = ["FairQueue", "Flow"]
 
-REBASE_ABOVE: Final = 1 << 60
-"""A scope whose clock passes this is rebased to zero, so that tags fit a signed 64-bit column for ever."""
-
-FURTHEST: Final = 1 << 62
-"""The furthest a tag may stand from its clock; reached only by holds of years times the largest width."""
+T = TypeVar("T")
 
 
-class Flow:
+class Flow(Generic[T]):
     """A flow at work in one pass: its state unpacked for the inner loop.
 
     Args:
-        state: Where it stood after the last pass.
+        state: Where it stood after the last pass, under today's weight.
         order: Its place in the fixed order that breaks ties.
+        clock: The scope's clock.
+        payload: What the caller serves when it is this flow's turn.
     """
 
-    __slots__ = ("clock_at", "granted", "order", "remainder", "state", "step", "tag", "weight")
+    __slots__ = ("order", "payload", "remainder", "served_at", "state", "step", "tag", "weight")
 
-    def __init__(self, state: FlowState, order: int) -> None:
+    def __init__(self, state: FlowState, order: int, clock: int, payload: T) -> None:
         self.state = state
         self.order = order
+        self.payload = payload
         self.tag: int = state.tag
         self.remainder = state.remainder
         self.weight: int = state.weight
         self.step: int = state.estimate * MILLI
-        self.clock_at: int = state.clock
-        self.granted = 0
-
-    def advance(self, slot_micros: int) -> None:
-        """Move the tag by slot-time (in slot-microseconds, negative to give back) over weight."""
-        whole, self.remainder = divmod(self.remainder + slot_micros * MILLI, self.weight)
-        self.tag += whole
-
-    def clamp(self, clock: int) -> None:
-        """Let the flow start no earlier than now: it has just become eligible."""
-        if self.tag < clock:
+        self.served_at: int = state.clock
+        if not state.eligible and self.tag < clock:
             self.tag = clock
             self.remainder = 0
 
+    def advance(self, slot_micros: int) -> None:
+        """Move the tag by slot-time over weight. Exact: the remainder is carried along."""
+        whole, self.remainder = divmod(self.remainder + slot_micros * MILLI, self.weight)
+        self.tag += whole
 
-class FairQueue:
+
+class FairQueue(Generic[T]):
     """The eligible flows of one scope, in the order in which they are served.
 
     `head` is O(1); `grant` and `drop` are O(log flows).
 
     Args:
-        flows: The eligible flows; flows that became eligible just now are clamped by the caller.
+        flows: The eligible flows. One that was not eligible until now is clamped when its `Flow` is made.
         clock: The scope's virtual time.
         by_tag: Whether tags decide. When false, the flows' fixed order alone decides (strict priority).
     """
 
     __slots__ = ("_by_tag", "_heap", "clock")
 
-    def __init__(self, flows: list[Flow], clock: int, *, by_tag: bool = True) -> None:
+    def __init__(self, flows: list[Flow[T]], clock: int, *, by_tag: bool = True) -> None:
         self._by_tag = by_tag
         self.clock = clock
         self._heap = [(flow.tag if by_tag else 0, flow.order, flow) for flow in flows]
@@ -102,7 +95,7 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def head(self) -> Flow:
+    def head(self) -> Flow[T]:
         """The flow whose turn it is."""
         return self._heap[0][2]
 
@@ -114,18 +107,13 @@ class FairQueue:
             self.clock = tag
         whole, flow.remainder = divmod(flow.remainder + width * flow.step, flow.weight)
         flow.tag = tag = tag + whole
-        flow.granted += 1
-        flow.clock_at = self.clock
+        flow.served_at = self.clock
         if self._by_tag:
             heapreplace(self._heap, (tag, flow.order, flow))
 
-    def drop(self) -> Flow:
+    def drop(self) -> Flow[T]:
         """Take the head out for the rest of the pass: it has nothing (left) that fits."""
         return heappop(self._heap)[2]
-
-    def add(self, flow: Flow) -> None:
-        """Put a flow in."""
-        heappush(self._heap, (flow.tag if self._by_tag else 0, flow.order, flow))
 
     def check_invariants(self) -> None:
         """Raise `InternalError` if the queue's promises to itself do not hold. O(flows)."""
@@ -137,52 +125,3 @@ class FairQueue:
                 raise InternalError(f"flow {flow.state.key}: remainder {flow.remainder} of {flow.weight}")
             if index and self._heap[(index - 1) // 2][:2] > entry[:2]:
                 raise InternalError(f"flow {flow.state.key} stands above one that goes first")
-
-
-def reweigh(state: FlowState, weight: Milliweight, clock: int) -> FlowState:
-    """Carry a flow over to a new weight: what it owes or is owed, in slot-time, stays exactly the same.
-
-    Args:
-        state: The flow under its old weight.
-        weight: The new weight, in thousandths.
-        clock: The scope's clock.
-    """
-    if state.weight == weight:
-        return state
-    debt = (state.tag - clock) * state.weight + state.remainder
-    whole, remainder = divmod(debt, weight)
-    whole = max(-FURTHEST, min(FURTHEST, whole))
-    return attrs.evolve(state, weight=weight, tag=VirtualTime(clock + whole), remainder=remainder)
-
-
-def rebase(states: list[FlowState]) -> list[FlowState]:
-    """Keep a scope's tags and clocks within 63 bits: only their differences carry meaning.
-
-    Args:
-        states: Every flow of one scope.
-
-    Returns:
-        The same flows; shifted so that the clock is zero once the clock has passed ``2**60``, and with
-        every tag within ``2**62`` of the clock.
-    """
-    clock = max((state.clock for state in states), default=0)
-    shift = clock if clock > REBASE_ABOVE else 0
-    return [
-        attrs.evolve(
-            state,
-            tag=VirtualTime(max(-FURTHEST, min(FURTHEST, state.tag - clock)) + clock - shift),
-            clock=VirtualTime(max(-FURTHEST, state.clock - shift)),
-        )
-        if shift or abs(state.tag - clock) > FURTHEST
-        else state
-        for state in states
-    ]
-
-
-def move_average(estimate: SlotMicros, hold: SlotMicros) -> SlotMicros:
-    """The moving average hold after one more: an eighth of the way towards it, at least a microsecond.
-
-    The eighth is TCP's smoothing of round-trip times (Jacobson, 1988, "Congestion Avoidance and Control"):
-    quick enough to follow a change within a dozen holds, slow enough that one outlier moves it little.
-    """
-    return SlotMicros(max(1, estimate + ((hold - estimate) >> 3)))

@@ -1,0 +1,158 @@
+"""What happens to flows between and after passes: settlement, new weights, averages, bounds on size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import attrs
+
+from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level
+from callback_priority.core.flows import FlowState
+from callback_priority.core.ledger import Settlement
+from callback_priority.core.snapshot import Entitlements
+from callback_priority.core.units import MICROSECONDS, MILLI, Milliweight, SlotMicros, VirtualTime
+
+__all__ = ["RECENT_HALF_LIFE_SECONDS", "clocks", "flow_state", "move_average", "rebase", "recent", "serve", "settle"]
+
+RECENT_HALF_LIFE_SECONDS: Final = 600
+"""What a class was given counts half as much in its recent share after this long."""
+
+REBASE_ABOVE: Final = 1 << 60
+"""A scope whose clock passes this is rebased to zero, so that tags fit a signed 64-bit column for ever."""
+
+FURTHEST: Final = 1 << 62
+"""The furthest a tag may stand from its clock; reached only by holds of years times the largest width."""
+
+Scope = tuple[Level, str]
+
+
+def clocks(flows: Iterable[FlowState]) -> dict[Scope, int]:
+    """Each scope's virtual time: the largest that any of its flows was served at."""
+    found: dict[Scope, int] = {}
+    for state in flows:
+        scope = state.key[:2]
+        if state.clock >= found.get(scope, 0):
+            found[scope] = state.clock
+    return found
+
+
+def flow_state(
+    key: FlowKey, flows: Mapping[FlowKey, FlowState], clock: int, entitlements: Entitlements
+) -> FlowState:
+    """A flow under today's weight; one without a past starts at the clock.
+
+    Args:
+        key: Which flow.
+        flows: The flows that have a past.
+        clock: The virtual time of the flow's scope.
+        entitlements: Today's weights.
+    """
+    weight = entitlements.weight(*key)
+    state = flows.get(key)
+    if state is not None:
+        return state if state.weight == weight else _reweigh(state, weight, clock)
+    peer = flows.get(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, key.service_class))
+    return FlowState(
+        key=key,
+        weight=weight,
+        estimate=peer.estimate if peer else entitlements.initial_estimate,
+        tag=VirtualTime(clock),
+        clock=VirtualTime(clock),
+    )
+
+
+def _reweigh(state: FlowState, weight: Milliweight, clock: int) -> FlowState:
+    """Carry a flow over to a new weight: what it owes or is owed, in slot-time, stays exactly the same."""
+    debt = (state.tag - clock) * state.weight + state.remainder
+    whole, remainder = divmod(debt, weight)
+    return attrs.evolve(state, weight=weight, tag=VirtualTime(clock + whole), remainder=remainder)
+
+
+def serve(state: FlowState, slot_micros: int, now: int) -> FlowState:
+    """Move a flow's tag by slot-time over weight, and its totals by slot-time.
+
+    Args:
+        state: The flow.
+        slot_micros: Slot-microseconds charged; negative to give back.
+        now: Microseconds since the epoch.
+
+    Exact: any number of calls moves the tag as far as one call with their sum.
+    """
+    whole, remainder = divmod(state.remainder + slot_micros * MILLI, state.weight)
+    return attrs.evolve(
+        state,
+        tag=VirtualTime(state.tag + whole),
+        remainder=remainder,
+        service=SlotMicros(state.service + slot_micros),
+        recent=recent(state, slot_micros, now),
+        recent_at=max(now, state.recent_at),
+    )
+
+
+def recent(state: FlowState, slot_micros: int, now: int) -> SlotMicros:
+    """A flow's decayed total now, after slot-time more (or less, when negative)."""
+    periods = max(0, now - state.recent_at) / (RECENT_HALF_LIFE_SECONDS * MICROSECONDS)
+    return SlotMicros((int(state.recent * 0.5**periods) if state.recent else 0) + slot_micros)
+
+
+def settle(
+    flows: Mapping[FlowKey, FlowState], settlement: Settlement, entitlements: Entitlements, now: int
+) -> dict[FlowKey, FlowState]:
+    """Correct the flows by what their holds really took.
+
+    Args:
+        flows: All flows that have a past.
+        settlement: What the ledger collected.
+        entitlements: Today's weights.
+        now: Microseconds since the epoch.
+
+    Returns:
+        The flows that changed. Settlement may move a tag behind the clock, never the clock.
+    """
+    times = clocks(flows.values())
+    changed: dict[FlowKey, FlowState] = {}
+    for key in sorted(settlement.amounts.keys() | settlement.holds.keys()):
+        state = flow_state(key, flows, times.get(key[:2], 0), entitlements)
+        estimate = state.estimate
+        for hold in settlement.holds.get(key, ()):
+            estimate = move_average(estimate, hold)
+        changed[key] = serve(
+            attrs.evolve(state, estimate=estimate), settlement.amounts.get(key, 0), now
+        )
+    return changed
+
+
+def move_average(estimate: SlotMicros, hold: SlotMicros) -> SlotMicros:
+    """The moving average hold after one more: an eighth of the way towards it, at least a microsecond.
+
+    The eighth is TCP's smoothing of round-trip times (Jacobson, 1988, "Congestion Avoidance and Control"):
+    quick enough to follow a change within a dozen holds, slow enough that one outlier moves it little.
+    """
+    return SlotMicros(max(1, estimate + ((hold - estimate) >> 3)))
+
+
+def rebase(flows: Mapping[FlowKey, FlowState]) -> dict[FlowKey, FlowState]:
+    """Keep tags and clocks within 63 bits: only their differences carry meaning.
+
+    Args:
+        flows: Every flow of the scopes in question.
+
+    Returns:
+        The flows that must change: all of a scope whose clock has passed ``2**60``, shifted so that its
+        clock is zero, and any whose tag stands further than ``2**62`` from the clock.
+    """
+    times = clocks(flows.values())
+    changed = {}
+    for key, state in flows.items():
+        clock = times[key[:2]]
+        shift = clock if clock > REBASE_ABOVE else 0
+        distance = state.tag - clock
+        if shift or abs(distance) > FURTHEST:
+            bounded = max(-FURTHEST, min(FURTHEST, distance))
+            changed[key] = attrs.evolve(
+                state,
+                tag=VirtualTime(clock + bounded - shift),
+                clock=VirtualTime(max(-FURTHEST, state.clock - shift)),
+            )
+    return changed
