@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["check_pools", "check_slots"]
 
 _MOST_NAMED: Final = 3
+_STAR: Final = f"pool_quotas[{quoted(EVERY_OTHER_POOL)}]"
+_NAME_THEM: Final = ", or name the pool in pool_quotas with quotas of its own"
 
 
 def check_pools(settings: Settings, pool_slots: Mapping[str, int | None]) -> tuple[Problem, ...]:
@@ -65,7 +67,7 @@ def check_pools(settings: Settings, pool_slots: Mapping[str, int | None]) -> tup
         )
         if named:
             problems += findings.problems(f"pool_quotas[{quoted(pool)}]")
-    return (*problems, *shared.problems("pool_quotas['*']"))
+    return (*problems, *shared.problems(_STAR))
 
 
 def check_slots(settings: Settings, parallelism: int | None) -> tuple[Problem, ...]:
@@ -103,7 +105,8 @@ class _Findings:
             yield Problem(
                 key=f"{key}, reserves together",
                 value=most,
-                remedy=f"is more than {_listing(where for _, where in self.over)}; lower the reserves, or add slots",
+                remedy=f"is more than {_listing(where for _, where in self.over)}; lower the reserves, or add slots"
+                + _NAME_THEM * (key == _STAR),
             )
         for cls in self.shut_out:
             yield Problem(
@@ -117,7 +120,7 @@ class _Findings:
                 key=f"{key}, reserves of the others than {cls}",
                 value=max(total for total, _ in found),
                 remedy=f"leave nothing of {_listing(where for _, where in found)} for {cls}, which would wait for "
-                f"ever; lower them, or reserve at least 1 for {cls}",
+                f"ever; lower them, or reserve at least 1 for {cls}" + _NAME_THEM * (key == _STAR),
             )
 
 

@@ -124,4 +124,4 @@ def shown(value: Json) -> object:
         return _Verbatim("{" + ", ".join(f"{quoted(key)}: ..." for key in list(value)[:5]) + "}")
     if isinstance(value, list):
         return _Verbatim("[...]" if value else "[]")
-    return value
+    return _Verbatim("null" if value is None else str(value).lower())

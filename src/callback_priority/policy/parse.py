@@ -121,7 +121,7 @@ class _Reader:
         for name in raw:
             if name not in OPTIONS_BY_NAME:
                 self._add(
-                    str(shown(name)),
+                    name if name.isidentifier() and len(name) <= _LONGEST_GUESSED else quoted(name),
                     shown(raw[name]),
                     f"no such option{_guess(name, OPTIONS_BY_NAME)}; the options are {', '.join(OPTIONS_BY_NAME)}",
                 )

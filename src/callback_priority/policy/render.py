@@ -24,6 +24,7 @@ def render_settings(settings: Settings) -> dict[str, str]:
     Returns:
         The text of every option, by option name, in the order of the table of options.
 
+    >>> from callback_priority.policy.settings import Settings
     >>> render_settings(Settings())["weights"]
     '{"deadline": 1, "task_callback": 1, "dag_callback": 1, "task": 1}'
     """
