@@ -14,8 +14,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-# Each section lists whatever pages it has, so a new page needs no entry; a section may still be empty.
-suppress_warnings = ["toc.empty_glob"]
 default_role = "code"
 nitpicky = True
 html_theme = "furo"
