@@ -1,0 +1,1 @@
+"""The production core under a virtual clock: what a policy does to a workload, before it is set."""
