@@ -171,7 +171,7 @@ class Item:
     dag_run_id: int | None
     executor: str | None
     priority: int
-    turn: int
+    turn: int | None
     rank: int
     state: ItemState
     reason: str | None
@@ -287,13 +287,15 @@ def _last_turns_statement(shape: int) -> Any:
         *(
             select(
                 bindparam(f"place_{place}", type_=Integer).label("place"),
-                select(func.max(_ITEM.turn))
+                select(_ITEM.turn)
                 .where(
-                    _ITEM.state == ItemState.WAITING.value,
                     _ITEM.service_class == bindparam(f"class_{place}", type_=String),
                     _ITEM.dag_id == bindparam(f"dag_{place}", type_=String),
                     _ITEM.priority == bindparam(f"priority_{place}", type_=Integer),
+                    _ITEM.turn.is_not(None),
                 )
+                .order_by(_ITEM.turn.desc())
+                .limit(1)
                 .scalar_subquery()
                 .label("turn"),
             )
@@ -306,12 +308,18 @@ def _last_turns_statement(shape: int) -> Any:
 
 
 def _waiting_pairs_statement() -> Select[Any]:
-    """A loose index scan: from each pool of a class jump to the next, so the cost is pairs, not items."""
+    """A loose index scan: from each pool of a class jump to the next, so the cost is pairs, not items.
+
+    The first of an order and not ``min()``: where statistics say that nothing waits, PostgreSQL reckons that
+    aggregating over the whole range costs the same.
+    """
     first = [
         select(
             cast(literal(service_class.value), String(16)).label("service_class"),
-            select(func.min(_ITEM.pool))
+            select(_ITEM.pool)
             .where(_ITEM.state == ItemState.WAITING.value, _ITEM.service_class == service_class.value)
+            .order_by(_ITEM.pool)
+            .limit(1)
             .scalar_subquery()
             .label("pool"),
         )
@@ -319,12 +327,14 @@ def _waiting_pairs_statement() -> Select[Any]:
     ]
     pairs = select(union_all(*first).subquery("first")).cte("pairs", recursive=True)
     following = (
-        select(func.min(_ITEM.pool))
+        select(_ITEM.pool)
         .where(
             _ITEM.state == ItemState.WAITING.value,
             _ITEM.service_class == pairs.c.service_class,
             _ITEM.pool > pairs.c.pool,
         )
+        .order_by(_ITEM.pool)
+        .limit(1)
         .scalar_subquery()
     )
     pairs = pairs.union_all(select(pairs.c.service_class, following).where(pairs.c.pool.is_not(None)))
@@ -418,12 +428,16 @@ _GRANT: Final = (
         scheduler_job_id=bindparam("job_id", type_=Integer),
         granted_at=_NOW,
         decided_at=func.coalesce(_ITEM.decided_at, _NOW),
+        turn=null(),
         retry_at=null(),
         reason=null(),
         attempts=_ITEM.attempts + 1,
         charge=case(
             *(
-                (_ITEM.service_class == service_class.value, bindparam(f"charge_{service_class.value}", type_=BigInteger))
+                (
+                    _ITEM.service_class == service_class.value,
+                    bindparam(f"charge_{service_class.value}", type_=BigInteger),
+                )
                 for service_class in CALLBACK_CLASSES
             ),
             else_=literal(0, BigInteger),
@@ -436,13 +450,14 @@ _DECIDE: Final = (
 _FINISH: Final = (
     update(item_table)
     .where(_ITEM.callback_id.in_(_IDS), _ITEM.state != ItemState.DONE.value)
-    .values(state=ItemState.DONE.value, finished_at=_NOW, retry_at=null(), reason=_REASON)
+    .values(state=ItemState.DONE.value, finished_at=_NOW, turn=null(), retry_at=null(), reason=_REASON)
 )
 _PARK: Final = (
     update(item_table)
     .where(_ITEM.callback_id.in_(_IDS), _ITEM.state != ItemState.DONE.value)
     .values(
         state=ItemState.PARKED.value,
+        turn=null(),
         retry_at=bindparam("new_retry_at", type_=UtcDateTime),
         reason=_REASON,
         scheduler_job_id=null(),
@@ -508,7 +523,7 @@ def mark_granted(
     Returns:
         How many rows changed; fewer than asked for if some were granted or done already.
     """
-    booked = {f"charge_{service_class.value}": charges.get(service_class, 0) for service_class in CALLBACK_CLASSES}
+    booked = {f"charge_{each.value}": charges.get(each, 0) for each in CALLBACK_CLASSES}
     return _change(conn, _GRANT, ids, {"now": now, "job_id": job_id, **booked})
 
 

@@ -8,8 +8,8 @@ points into Airflow's tables: a foreign key would stand in the way of Airflow's 
 How the indexes of the item table are chosen. Only one index begins with ``state``; so there is one way, and not
 the planner's guess among several, to answer "the first waiting items of this class and pool". A second index
 with ``state`` in front would look as cheap wherever statistics were taken while nothing waited, and then cost
-a scan of the whole backlog. The two time columns need no ``state``: ``finished_at`` is set exactly for done
-items, ``retry_at`` exactly for parked ones. The longest key takes 1,264 bytes in MySQL's ``utf8mb4``, of 3,072.
+a scan of the whole backlog. The others need no ``state``: ``finished_at`` is set exactly for done items,
+``retry_at`` exactly for parked ones, ``turn`` only while an item waits. The longest key takes 1,264 bytes in MySQL's ``utf8mb4``, of 3,072.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ item_table = Table(
     Column("dag_run_id", Integer, nullable=True),
     Column("executor", String(EXECUTOR_LENGTH), nullable=True),
     Column("priority", Integer, nullable=False),
-    Column("turn", BigInteger, nullable=False),
+    Column("turn", BigInteger, nullable=True),
     Column("rank", BigInteger, nullable=False),
     Column("state", String(10), nullable=False),
     Column("reason", Text, nullable=True),
@@ -148,7 +148,7 @@ item_table = Table(
     Column("attempts", Integer, nullable=False),
     Column("charge", BigInteger, nullable=False),
     Index("callback_priority_item_next", "state", "service_class", "pool", "rank", "callback_id"),
-    Index("callback_priority_item_turn", "dag_id", "service_class", "priority", "state", "turn"),
+    Index("callback_priority_item_turn", "dag_id", "service_class", "priority", "turn"),
     Index("callback_priority_item_finished", "finished_at"),
     Index("callback_priority_item_retry", "retry_at"),
 )
