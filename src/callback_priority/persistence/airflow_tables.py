@@ -13,14 +13,22 @@ __all__ = [
     "CALLBACK_TERMINAL",
     "CALLBACK_TYPE_EXECUTOR",
     "JOB_RUNNING",
+    "SCHEDULER_JOB",
+    "TASK_HOLDS_SLOTS",
+    "TASK_WAITS",
     "callback_table",
     "job_table",
+    "pool_table",
+    "task_instance_table",
 ]
 
 CALLBACK_TYPE_EXECUTOR: Final = "executor"
 CALLBACK_PENDING: Final = "pending"
 CALLBACK_TERMINAL: Final = ("success", "failed")
 JOB_RUNNING: Final = "running"
+SCHEDULER_JOB: Final = "SchedulerJob"
+TASK_WAITS: Final = "scheduled"
+TASK_HOLDS_SLOTS: Final = ("queued", "running")
 
 callback_table = table(
     "callback",
@@ -35,6 +43,18 @@ callback_table = table(
 job_table = table(
     "job",
     column("id", Integer()),
+    column("job_type", String(30)),
     column("state", String(20)),
     column("latest_heartbeat", UtcDateTime()),
+    column("hostname", String(500)),
+)
+
+pool_table = table("slot_pool", column("pool", String(256)), column("slots", Integer()))
+
+task_instance_table = table(
+    "task_instance",
+    column("state", String(20)),
+    column("pool", String(256)),
+    column("pool_slots", Integer()),
+    column("scheduled_dttm", UtcDateTime()),
 )
