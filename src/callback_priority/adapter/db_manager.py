@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from airflow import settings
 from airflow.utils.db import DBLocks, create_global_lock
 from airflow.utils.db_manager import BaseDBManager
+from alembic import command
 
 from callback_priority import persistence
 from callback_priority.persistence.tables import VERSION_TABLE, metadata
@@ -20,7 +21,7 @@ __all__ = ["CallbackPriorityDBManager"]
 _HOME = Path(persistence.__file__).resolve().parent
 
 
-class CallbackPriorityDBManager(BaseDBManager):  # type: ignore[misc]
+class CallbackPriorityDBManager(BaseDBManager):
     """Creates, upgrades, downgrades and drops the tables of flows and items.
 
     Found by Airflow through the provider's information, so that a plain ``airflow db migrate`` makes the
@@ -36,7 +37,7 @@ class CallbackPriorityDBManager(BaseDBManager):  # type: ignore[misc]
 
     def get_alembic_config(self) -> Config:
         """Alembic's configuration, with Airflow's engine: its address alone lacks the connection arguments."""
-        config: Config = super().get_alembic_config()
+        config: Config = super().get_alembic_config()  # type: ignore[no-untyped-call]
         config.attributes["engine"] = settings.get_engine()
         return config
 
@@ -53,13 +54,11 @@ class CallbackPriorityDBManager(BaseDBManager):  # type: ignore[misc]
         Raises:
             ValueError: If ``from_revision`` is given for a real downgrade.
         """
-        from alembic import command
-
         if from_revision is not None and not show_sql_only:
             raise ValueError("from_revision only says where printed SQL starts; use it with show_sql_only")
         config = self.get_alembic_config()
         if show_sql_only:
-            start = from_revision or self.get_current_revision()
+            start = from_revision or self.get_current_revision()  # type: ignore[no-untyped-call]
             command.downgrade(config, f"{start}:{to_revision}", sql=True)
             return
         self._release_metadata_locks_if_needed()

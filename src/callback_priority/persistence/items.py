@@ -365,7 +365,7 @@ def heads(conn: Connection, limits: Mapping[Pair, int]) -> list[Head]:
 
     Complexity: O(rows returned + pairs * log items).
     """
-    found = []
+    found: list[Head] = []
     wanted = [(pair, limit) for pair, limit in limits.items() if limit > 0]
     for piece in chunks(wanted, PARTS_PER_STATEMENT):
         parameters: dict[str, Any] = {}
@@ -373,21 +373,21 @@ def heads(conn: Connection, limits: Mapping[Pair, int]) -> list[Head]:
             parameters[f"class_{place}"] = service_class.value
             parameters[f"pool_{place}"] = pool
             parameters[f"limit_{place}"] = limit
-        for row in conn.execute(_heads_statement(len(piece)), parameters):
-            found.append(
-                Head(
-                    callback_id=row.callback_id,
-                    service_class=_CLASSES[row.service_class],
-                    pool=row.pool,
-                    dag_id=row.dag_id,
-                    dag_run_id=row.dag_run_id,
-                    executor=row.executor,
-                    rank=row.rank,
-                    priority=row.priority,
-                    enqueued_at=row.enqueued_at,
-                    attempts=row.attempts,
-                )
+        found += [
+            Head(
+                callback_id=row.callback_id,
+                service_class=_CLASSES[row.service_class],
+                pool=row.pool,
+                dag_id=row.dag_id,
+                dag_run_id=row.dag_run_id,
+                executor=row.executor,
+                rank=row.rank,
+                priority=row.priority,
+                enqueued_at=row.enqueued_at,
+                attempts=row.attempts,
             )
+            for row in conn.execute(_heads_statement(len(piece)), parameters)
+        ]
     found.sort(key=lambda head: (_PLACES[head.service_class], head.pool, head.rank, head.callback_id))
     return found
 
@@ -495,7 +495,9 @@ _EXPIRED: Final = (
 )
 
 
-def _change(conn: Connection, statement: Update, ids: Iterable[UUID], parameters: Mapping[str, object]) -> int:
+def _change(
+    conn: Connection, statement: Update, ids: Iterable[UUID], parameters: Mapping[str, object]
+) -> int:
     changed = 0
     # In the order of the keys, so that two writers lock rows in the same order.
     for piece in chunks(sorted(ids), KEYS_PER_STATEMENT):

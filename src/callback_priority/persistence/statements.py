@@ -59,7 +59,9 @@ def upsert(target: Table, dialect: str, *, only_when: tuple[str, Any] | None = N
     if dialect == "postgresql":
         into_postgresql = postgresql.insert(target)
         return into_postgresql.on_conflict_do_update(
-            index_elements=keys, set_={name: into_postgresql.excluded[name] for name in names}, where=condition
+            index_elements=keys,
+            set_={name: into_postgresql.excluded[name] for name in names},
+            where=condition,
         )
     if dialect == "sqlite":
         into_sqlite = sqlite.insert(target)

@@ -164,7 +164,8 @@ def settle_foreign(conn: Connection, *, now: datetime, limit: int) -> Settled:
         now: The present.
         limit: The most items to change in one call.
     """
-    moved_on, set_back = [], []
+    moved_on: list[UUID] = []
+    set_back: list[UUID] = []
     for callback_id, state in conn.execute(_FOREIGN, {"most": limit}):
         (set_back if state == CALLBACK_PENDING else moved_on).append(callback_id)
     return Settled(

@@ -79,7 +79,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         """MySQL keeps whole seconds unless told otherwise."""
         if dialect.name == "mysql":
             return dialect.type_descriptor(mysql.TIMESTAMP(fsp=6))
-        return dialect.type_descriptor(TIMESTAMP(timezone=True))
+        return super().load_dialect_impl(dialect)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Convert to UTC.

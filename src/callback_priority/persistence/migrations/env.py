@@ -16,7 +16,9 @@ from callback_priority.persistence.tables import VERSION_TABLE, metadata
 config = context.config
 
 
-def include_object(_object: object, name: str | None, type_: str, _reflected: bool, _compare_to: object) -> bool:  # noqa: FBT001 - Alembic's signature
+def include_object(
+    _object: object, name: str | None, type_: str, _reflected: bool, _compare_to: object
+) -> bool:
     """Leave Airflow's tables out of comparisons."""
     return type_ != "table" or name in metadata.tables
 

@@ -1,0 +1,232 @@
+"""The life of an item, and what the scheduler's loop fetches."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects import mysql
+
+from callback_priority.core.classes import ServiceClass
+from callback_priority.persistence import items
+from callback_priority.persistence.items import NewItem
+from callback_priority.persistence.statements import upsert
+from callback_priority.persistence.tables import ItemState, flow_table, item_table
+
+TURN_US = 10_000_000
+AGING_US = 600_000_000
+DEADLINE = ServiceClass.DEADLINE
+
+_numbers = itertools.count(1)
+
+
+def new(
+    dag: str = "a", pool: str = "p", service_class: ServiceClass = DEADLINE, priority: int = 1
+) -> NewItem:
+    return NewItem(
+        callback_id=uuid.UUID(int=next(_numbers)),
+        service_class=service_class,
+        kind="deadline",
+        pool=pool,
+        dag_id=dag,
+        priority=priority,
+    )
+
+
+def enqueue(conn: Connection, wanted: list[NewItem], now: datetime) -> int:
+    return items.enqueue(conn, wanted, now=now, turn_length_us=TURN_US, aging_us=AGING_US)
+
+
+def order(conn: Connection, limit: int = 1_000, pool: str = "p") -> list[uuid.UUID]:
+    return [head.callback_id for head in items.heads(conn, {(DEADLINE, pool): limit})]
+
+
+def state_of(conn: Connection, callback_id: uuid.UUID) -> ItemState:
+    found = items.read_item(conn, callback_id)
+    assert found is not None
+    return found.state
+
+
+def test_dags_take_turns_whatever_the_order_of_arrival(conn: Connection, now: datetime) -> None:
+    """A Dag's third callback goes after another Dag's first."""
+    burst, other = [new("burst") for _ in range(3)], [new("other") for _ in range(2)]
+    assert enqueue(conn, burst, now) == 3
+    assert enqueue(conn, other, now) == 2
+    expected = [burst[0], other[0], burst[1], other[1], burst[2]]
+    assert order(conn) == [item.callback_id for item in expected]
+
+
+def test_a_burst_in_several_calls_is_spaced_like_one(conn: Connection, now: datetime) -> None:
+    for _ in range(3):
+        enqueue(conn, [new()], now)
+    ranks = [head.rank for head in items.heads(conn, {(DEADLINE, "p"): 9})]
+    assert [later - earlier for earlier, later in itertools.pairwise(ranks)] == [TURN_US, TURN_US]
+
+
+def test_priority_goes_first_and_ages(conn: Connection, now: datetime) -> None:
+    """One doubling of ``1 + priority`` is worth one aging period and no more."""
+    old, soon, late = new("x", priority=0), new("y", priority=1), new("z", priority=1)
+    enqueue(conn, [old], now)
+    enqueue(conn, [soon], now + timedelta(seconds=599))
+    enqueue(conn, [late], now + timedelta(seconds=601))
+    assert order(conn) == [soon.callback_id, old.callback_id, late.callback_id]
+
+
+def test_turns_are_forgotten_once_nothing_waits(conn: Connection, now: datetime) -> None:
+    """Having used idle capacity costs nothing later."""
+    first = [new() for _ in range(5)]
+    enqueue(conn, first, now)
+    items.mark_granted(conn, [item.callback_id for item in first], now=now, job_id=1, charges={})
+    enqueue(conn, [again := new()], now)
+    found = items.read_item(conn, again.callback_id)
+    assert found is not None
+    assert found.turn == round(now.timestamp() * 1_000_000)
+
+
+def test_enqueue_leaves_open_items_alone_and_revives_done_ones(conn: Connection, now: datetime) -> None:
+    item = new()
+    assert enqueue(conn, [item, item], now) == 1
+    assert enqueue(conn, [item], now + timedelta(seconds=5)) == 0
+    before = items.read_item(conn, item.callback_id)
+    assert before is not None
+    assert before.enqueued_at == now
+    items.mark_done(conn, [item.callback_id], now, "because")
+    later = now + timedelta(seconds=9)
+    assert enqueue(conn, [item], later) == 1
+    after = items.read_item(conn, item.callback_id)
+    assert after is not None
+    assert (after.state, after.enqueued_at, after.reason) == (ItemState.WAITING, later, None)
+
+
+def test_unusable_values_never_reach_the_database_as_errors(conn: Connection, now: datetime) -> None:
+    item = NewItem(
+        callback_id=uuid.UUID(int=next(_numbers)),
+        service_class=DEADLINE,
+        kind="k" * 99,
+        pool="p",
+        dag_id="d\0" + "x" * 999 + "\ud800",
+        dag_run_id=2**70,
+        executor="e" * 999,
+        priority=10**30,
+    )
+    assert enqueue(conn, [item], now) == 1
+    found = items.read_item(conn, item.callback_id)
+    assert found is not None
+    assert (found.dag_run_id, len(found.dag_id), found.priority) == (None, 250, 2**31 - 1)
+
+
+@pytest.mark.parametrize("count", [1, 16, 256])
+def test_the_loop_takes_the_same_statements_for_any_number(
+    conn: Connection, now: datetime, sent: list[str], count: int
+) -> None:
+    wanted = [new() for _ in range(count)]
+    enqueue(conn, wanted, now)
+    assert len(sent) == 2
+    pairs = items.waiting_pairs(conn)
+    ids = [head.callback_id for head in items.heads(conn, dict.fromkeys(pairs, count))]
+    items.mark_granted(conn, ids, now=now, job_id=1, charges={})
+    items.mark_done(conn, ids, now)
+    assert len(ids) == count
+    assert len(sent) == 6
+
+
+def test_thousands_of_rows_fit_the_databases_limits(conn: Connection, now: datetime) -> None:
+    wanted = [new(dag=f"dag{number % 300}") for number in range(12_000)]
+    assert enqueue(conn, wanted, now) == 12_000
+    ids = [item.callback_id for item in wanted]
+    assert items.mark_granted(conn, ids, now=now, job_id=1, charges={}) == 12_000
+    assert items.mark_done(conn, ids, now) == 12_000
+
+
+def test_no_pool_hides_another(conn: Connection, now: datetime) -> None:
+    enqueue(conn, [new(pool="big") for _ in range(50)], now)
+    enqueue(conn, [new(pool="small"), new(pool="big", service_class=ServiceClass.DAG_CALLBACK)], now)
+    pairs = items.waiting_pairs(conn)
+    assert pairs == [(DEADLINE, "big"), (DEADLINE, "small"), (ServiceClass.DAG_CALLBACK, "big")]
+    heads = items.heads(conn, dict.fromkeys(pairs, 2))
+    assert [(head.service_class, head.pool) for head in heads] == [pairs[0], *pairs]
+
+
+def test_more_pairs_than_one_statement_carries(conn: Connection, now: datetime) -> None:
+    enqueue(conn, [new(pool=f"pool{number}") for number in range(300)], now)
+    pairs = items.waiting_pairs(conn)
+    assert len(pairs) == 300
+    assert len(items.heads(conn, dict.fromkeys(pairs, 1))) == 300
+
+
+def test_nothing_waits_and_nothing_is_asked(conn: Connection, sent: list[str], now: datetime) -> None:
+    assert items.waiting_pairs(conn) == []
+    assert items.heads(conn, {(DEADLINE, "p"): 0}) == []
+    assert items.mark_granted(conn, [], now=now, job_id=1, charges={}) == 0
+    assert enqueue(conn, [], now) == 0
+    assert len(sent) == 1
+
+
+def test_a_grant_is_recorded_once(conn: Connection, now: datetime) -> None:
+    item, other = new(), new(service_class=ServiceClass.DAG_CALLBACK)
+    enqueue(conn, [item, other], now)
+    ids = [item.callback_id, other.callback_id]
+    items.mark_decided(conn, ids[:1], now - timedelta(seconds=3))
+    charges = {DEADLINE: 7, ServiceClass.DAG_CALLBACK: 9}
+    assert items.mark_granted(conn, ids, now=now, job_id=4, charges=charges) == 2
+    assert items.mark_granted(conn, ids, now=now, job_id=5, charges={}) == 0
+    granted = items.granted_items(conn, 4)
+    assert [(each.callback_id, each.charge, each.granted_at) for each in granted] == [
+        (ids[0], 7, now),
+        (ids[1], 9, now),
+    ]
+    found = items.read_item(conn, ids[0])
+    assert found is not None
+    assert (found.attempts, found.decided_at) == (1, now - timedelta(seconds=3))
+
+
+def test_a_parked_item_hides_nobody_and_comes_back_at_its_rank(conn: Connection, now: datetime) -> None:
+    first, second = new("x"), new("y")
+    enqueue(conn, [first, second], now)
+    items.park(conn, [first.callback_id], retry_at=now + timedelta(seconds=30), reason="no executor")
+    assert order(conn) == [second.callback_id]
+    assert items.unpark_due(conn, now + timedelta(seconds=29)) == 0
+    assert items.unpark_due(conn, now + timedelta(seconds=30)) == 1
+    assert order(conn) == [first.callback_id, second.callback_id]
+
+
+def test_parked_items_end_with_their_time_to_live(conn: Connection, now: datetime) -> None:
+    old, young = new(), new()
+    enqueue(conn, [old], now - timedelta(hours=2))
+    enqueue(conn, [young], now)
+    ids = [old.callback_id, young.callback_id]
+    items.park(conn, ids, retry_at=now, reason="no executor")
+    expired = items.expire_parked(conn, enqueued_before=now - timedelta(hours=1), now=now)
+    assert expired == {old.callback_id: "no executor"}
+    assert [state_of(conn, each) for each in ids] == [ItemState.DONE, ItemState.PARKED]
+
+
+def test_done_is_final_and_a_slot_can_be_taken_back(conn: Connection, now: datetime) -> None:
+    item, other = new(), new()
+    ids = [item.callback_id, other.callback_id]
+    enqueue(conn, [item, other], now)
+    items.mark_granted(conn, ids, now=now, job_id=1, charges={DEADLINE: 3})
+    items.mark_done(conn, ids[:1], now)
+    assert items.requeue(conn, ids) == 1
+    assert items.park(conn, ids[:1], retry_at=now, reason="x") == 0
+    assert items.mark_done(conn, ids[:1], now + timedelta(1)) == 0
+    assert [state_of(conn, each) for each in ids] == [ItemState.DONE, ItemState.WAITING]
+    found = items.read_item(conn, ids[0])
+    assert found is not None
+    assert found.finished_at == now
+
+
+def test_naive_instants_are_refused(conn: Connection) -> None:
+    with pytest.raises(Exception, match="time zone"):
+        conn.execute(select(item_table.c.rank).where(item_table.c.enqueued_at < datetime(2026, 1, 1)))  # noqa: DTZ001 - what is refused
+
+
+def test_mysql_upserts_compile_and_read_the_state_before_they_change_it() -> None:
+    plain = str(upsert(flow_table, "mysql").compile(dialect=mysql.dialect()))
+    assert "ON DUPLICATE KEY UPDATE" in plain
+    guarded = upsert(item_table, "mysql", only_when=("state", "done")).compile(dialect=mysql.dialect())
+    assert str(guarded).rstrip().endswith("END")
+    assert str(guarded).rfind("state = CASE") > str(guarded).rfind("charge = CASE")
