@@ -102,7 +102,7 @@ _LIVING: Final[Select[Any]] = (
     .order_by(_JOB.id)
 )
 _DEAD: Final[Select[Any]] = (
-    select(_ITEM.scheduler_job_id, func.count())
+    select(_ITEM.scheduler_job_id, func.count().label("callbacks"))
     .where(
         _ITEM.state == ItemState.GRANTED.value,
         or_(
@@ -154,7 +154,8 @@ def living_schedulers(conn: Connection, *, living_since: datetime) -> list[Sched
 
 def granted_by_the_dead(conn: Connection, *, living_since: datetime) -> dict[int | None, int]:
     """Callbacks granted and not done whose scheduler is not alive, by its job id, in one statement."""
-    return {job_id: count for job_id, count in conn.execute(_DEAD, {"living_since": living_since})}
+    rows = conn.execute(_DEAD, {"living_since": living_since})
+    return {row.scheduler_job_id: row.callbacks for row in rows}
 
 
 def parked_reasons(conn: Connection) -> dict[str, int]:

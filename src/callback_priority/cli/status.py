@@ -1,0 +1,146 @@
+"""``callback-priority status``: who waits, who holds slots, and who got its share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from callback_priority.cli.overview import ClassLine, Overview
+
+__all__ = ["add_to", "run"]
+
+DESCRIPTION = """\
+Show who waits for slots, who holds them, and who got which share of late.
+
+  waiting    workloads that wait for a slot
+  parked     callbacks set aside until what they lack comes back
+  held       slots held now (of a pool: pool slots)
+  recent     share of the slot-time given out of late, older slot-time counting less
+             (half after ten minutes)
+  entitled   share by weight, among the classes that had work of late; a class that
+             wants less leaves the rest to the others
+  oldest     how long the oldest waiting workload has waited
+  p50, p95   waits of the callbacks that finished within the last hour
+  reserve    slots held back for the class (scheduler: of each scheduler's slots)
+  limit      the most slots that the class may hold (scheduler: of each scheduler's)"""
+
+CLEAR_SCREEN = "\x1b[H\x1b[2J\x1b[3J"
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "status",
+        help="who waits, who holds slots, and who got its share",
+        description=DESCRIPTION,
+        epilog="Exit status: 0 shown, 1 the database or the tables are missing, 2 wrong usage.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (with --watch: one a line)"
+    )
+    parser.add_argument(
+        "--watch", type=_seconds, metavar="SECONDS", help="show it again every SECONDS, until Ctrl-C"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="let through what Airflow logs meanwhile, on standard error"
+    )
+    parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
+    return seconds
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the overview, once or again and again.
+
+    Returns:
+        1 if the database or the tables are missing, else 0.
+    """
+    from callback_priority.cli.overview import overview
+    from callback_priority.cli.surroundings import CommandError, quiet
+
+    while True:
+        try:
+            with quiet(verbose=arguments.verbose):
+                found = overview()
+        except CommandError as error:
+            print(
+                f"callback-priority status: {error.message}\n  -> {error.remedy}\n"
+                "  -> `callback-priority doctor` checks the rest",
+                file=sys.stderr,
+            )
+            return 1
+        if arguments.json:
+            print(_json(found, compact=arguments.watch is not None), flush=True)
+        else:
+            clear = CLEAR_SCREEN if arguments.watch is not None and sys.stdout.isatty() else ""
+            print(clear + _text(found), flush=True)
+        if arguments.watch is None:
+            return 0
+        if not arguments.json and not sys.stdout.isatty():
+            print()
+        time.sleep(arguments.watch)
+
+
+def _json(found: Overview, *, compact: bool) -> str:
+    import attrs
+
+    return json.dumps(attrs.asdict(found), default=str, indent=None if compact else 2)
+
+
+def _text(found: Overview) -> str:
+    from callback_priority.cli.text import NOTHING, columns, count, duration, share
+
+    def line(each: ClassLine) -> list[str]:
+        return [
+            each.service_class,
+            f"{each.weight:g}",
+            f"{each.waiting:,}",
+            f"{each.parked:,}",
+            f"{each.held:,}",
+            share(each.recent_share),
+            share(each.entitled_share),
+            duration(each.oldest_wait_seconds),
+        ]
+
+    def quota(each: ClassLine) -> list[str]:
+        return [str(each.reserve_slots), NOTHING if each.limit_slots is None else str(each.limit_slots)]
+
+    names = ["class", "weight", "waiting", "parked", "held", "recent", "entitled", "oldest"]
+    schedulers = count(found.schedulers, "scheduler")
+    head = (
+        f"mode {found.mode}, policy {found.policy}; {schedulers} alive, "
+        f"{found.parallelism} slots each; {found.at:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    lines = [
+        head,
+        *(f"note: {note}" for note in found.notes),
+        "",
+        *columns(
+            [*names, "p50", "p95", "reserve", "limit"],
+            [
+                [*line(each), duration(each.wait_p50_seconds), duration(each.wait_p95_seconds), *quota(each)]
+                for each in found.classes
+            ],
+        ),
+    ]
+    rows = []
+    for pool in found.pools:
+        slots = "no end" if pool.slots is None else str(pool.slots)
+        rows += [[pool.pool, slots, *line(each), *quota(each)] for each in pool.classes]
+    if rows:
+        lines += ["", *columns(["pool", "slots", *names, "reserve", "limit"], rows, left=(0, 2))]
+    return "\n".join(lines)

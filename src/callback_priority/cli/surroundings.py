@@ -1,0 +1,151 @@
+"""Airflow as a command meets it: imported late, kept quiet, with a database that may not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.engine import URL
+
+from callback_priority.errors import CallbackPriorityError
+from callback_priority.persistence.tables import metadata
+
+__all__ = [
+    "CommandError",
+    "connected",
+    "database_name",
+    "first_line",
+    "living_since",
+    "missing_tables",
+    "parallelism",
+    "quiet",
+]
+
+CONNECT_SECONDS = 10
+"""How long to wait for a database server that does not answer."""
+
+MIGRATE = "run `airflow db migrate`"
+
+
+class CommandError(CallbackPriorityError):
+    """A command cannot do its work.
+
+    Args:
+        message: What is wrong.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}; {remedy}")
+
+
+@contextlib.contextmanager
+def quiet(*, verbose: bool) -> Iterator[None]:
+    """Keep what Airflow prints and logs away from standard output.
+
+    Airflow remembers the stream that was standard output when its logging was set up, so this has to enclose
+    the first import of it.
+
+    Args:
+        verbose: Send it to standard error instead of nowhere.
+    """
+    with contextlib.ExitStack() as stack:
+        elsewhere: Any = sys.stderr if verbose else io.StringIO()
+        stack.enter_context(contextlib.redirect_stdout(elsewhere))
+        if not verbose:
+            stack.enter_context(contextlib.redirect_stderr(elsewhere))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Connection]:
+    """A connection to the metadata database, with Airflow's own engine; nothing is committed.
+
+    Raises:
+        CommandError: It cannot be reached.
+    """
+    try:
+        from airflow import settings
+
+        engine = settings.get_engine()
+    except Exception as error:
+        raise CommandError(
+            f"Airflow cannot be loaded: {first_line(error)}",
+            "mend Airflow's installation or configuration first (`airflow info` tells more)",
+        ) from error
+    url = engine.url
+    remedy = "check `[database] sql_alchemy_conn` (`airflow db check` tells more)"
+    if _missing_file(url):
+        raise CommandError(
+            f"the metadata database does not exist: {database_name(url)}", f"{remedy}, then {MIGRATE}"
+        )
+    event.listen(engine, "do_connect", _be_impatient)
+    try:
+        connection = engine.connect()
+    except Exception as error:  # drivers and plugins for authentication raise what they like
+        raise CommandError(
+            f"the metadata database cannot be reached: {database_name(url)}: {first_line(error)}", remedy
+        ) from error
+    finally:
+        event.remove(engine, "do_connect", _be_impatient)
+    with connection:
+        yield connection
+
+
+def _missing_file(url: URL) -> bool:
+    """Whether it is a SQLite file that is not there: connecting would make an empty one."""
+    path = url.database or ""
+    if url.get_backend_name() != "sqlite" or not path or path.startswith(":") or "mode=memory" in path:
+        return False
+    return not Path(path.removeprefix("file:").partition("?")[0]).exists()
+
+
+def _be_impatient(dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+    if dialect.name in ("postgresql", "mysql", "mariadb"):
+        parameters.setdefault("connect_timeout", CONNECT_SECONDS)
+
+
+def database_name(url: URL) -> str:
+    """Which database, without a password: those hide in the query of a URL, too."""
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite {url.database}"
+    port = f":{url.port}" if url.port else ""
+    return f"{url.get_backend_name()} {url.database} at {url.host or 'the local socket'}{port}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the statement and the links that SQLAlchemy adds."""
+    cause = getattr(error, "orig", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[0] if lines else type(cause).__name__
+
+
+def missing_tables(connection: Connection) -> list[str]:
+    """The library's tables that are not there."""
+    there = inspect(connection)
+    return [name for name in sorted(metadata.tables) if not there.has_table(name)]
+
+
+def living_since(now: datetime) -> datetime:
+    """Since when a scheduler must have had a heartbeat to be alive, as Airflow sees it."""
+    from airflow.configuration import conf
+
+    return now - timedelta(seconds=conf.getint("scheduler", "scheduler_health_check_threshold"))
+
+
+def parallelism() -> int:
+    """The slots of one scheduler."""
+    from airflow.configuration import conf
+
+    return int(conf.getint("core", "parallelism"))
