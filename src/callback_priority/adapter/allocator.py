@@ -1,0 +1,619 @@
+"""The slot loop inside Airflow's scheduler: one allocator for each scheduler, owner of both of its steps.
+
+In each scheduler loop the hook calls, in this order:
+
+1. `SlotAllocator.select` from the critical section, in its transaction and under its lock. It reads what
+   waits, decides, lets Airflow's own selection of task instances run with the slots that are theirs, decides
+   again with its answer, and writes: callbacks granted become QUEUED.
+2. `SlotAllocator.hand_over` after the commit: granted callbacks reach their executors.
+3. `SlotAllocator.process_events`: what ended frees its slot.
+4. `SlotAllocator.callback_step` in place of Airflow's step: callbacks whose deadline was missed in this
+   transaction get their items, and what is due of upkeep is done.
+
+Whatever fails in here is rolled back to a savepoint, logged once per cause and counted. Task selection then
+runs in that loop as Airflow wrote it, and callbacks wait for the next. After several failures in a row the
+allocator steps aside for a while, and both steps run as Airflow wrote them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import attrs
+from airflow._shared.observability.metrics import stats
+from airflow.models.callback import CallbackKey
+from airflow.models.pool import Pool
+from airflow.utils.db import DBLocks
+from airflow.utils.sqlalchemy import get_dialect_name
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from callback_priority.adapter import callbacks
+from callback_priority.adapter.breaker import Breaker
+from callback_priority.adapter.inflight import ENDED_NOT, InFlight
+from callback_priority.adapter.planning import Aside, PlanInput, Router, offered_pools, snapshot_of, without
+from callback_priority.adapter.savepoints import savepoint
+from callback_priority.adapter.upkeep import Upkeep
+from callback_priority.core.accounting import flow_state, settle
+from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
+from callback_priority.core.flows import FlowState
+from callback_priority.core.ledger import Ledger
+from callback_priority.core.observed import charge_observed
+from callback_priority.core.slot_loop import decide
+from callback_priority.core.snapshot import Candidate, Decision, Grant, Snapshot, TaskAnswer
+from callback_priority.core.units import MICROSECONDS, SlotMicros
+from callback_priority.errors import InternalError
+from callback_priority.persistence import items
+from callback_priority.persistence.flows import read_state, write_flows
+from callback_priority.policy.settings import Mode, Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["NEW_ITEMS", "SlotAllocator"]
+
+log = logging.getLogger(__name__)
+
+NEW_ITEMS: Final = "callback_priority_new_items"
+"""Where a session keeps the callbacks that became pending in its transaction."""
+
+HURRIED_IDLE_SLEEP_SECONDS: Final = 0.1
+"""How long an idle scheduler sleeps when callbacks may be waiting for its next loop."""
+
+Select = Callable[..., "list[Any]"]
+
+_ANONYMOUS: Final = Candidate()
+
+
+@attrs.define(kw_only=True)
+class Turn:
+    """One pass through the critical section, from the first read to the hand-over after the commit."""
+
+    now: datetime
+    monotonic_us: int
+    pools: Mapping[str, Any]
+    flows: dict[FlowKey, FlowState]
+    changed: dict[FlowKey, FlowState]
+    snapshot: Snapshot
+    heads: dict[UUID, items.Head]
+    aside: list[Aside]
+    unfit: dict[UUID, str]
+    charges: dict[ServiceClass, SlotMicros]
+    decision: Decision
+    offer: Decision
+    workloads: dict[UUID, Any] = attrs.field(factory=dict)
+    elsewhere: set[UUID] = attrs.field(factory=set)
+    missing: set[UUID] = attrs.field(factory=set)
+    unreported: Mapping[str, int] = attrs.field(factory=dict)
+    task_instances: list[Any] = attrs.field(factory=list)
+    recorded: bool = False
+
+    @property
+    def granted(self) -> list[UUID]:
+        """The callbacks granted, in order."""
+        return [grant.candidate.id for grant in self.decision.grants if grant.candidate.id is not None]  # type: ignore[misc]
+
+
+class SlotAllocator:
+    """Owner of the slots of one scheduler.
+
+    Args:
+        runner: Airflow's ``SchedulerJobRunner``.
+        settings: Valid settings; the mode is `Mode.SHADOW` or `Mode.ACTIVE`.
+        living_seconds: Age of the last heartbeat from which Airflow takes a scheduler for dead.
+        clock: Seconds of a clock that never goes back.
+        utcnow: The present.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        settings: Settings,
+        *,
+        living_seconds: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        utcnow: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self.runner = runner
+        self.settings = settings
+        self.living = timedelta(seconds=living_seconds)
+        self.clock = clock
+        self.utcnow = utcnow
+        self.ledger = Ledger()
+        self.in_flight = InFlight(runner.executors, self.ledger)
+        self.router = Router(runner, self.in_flight)
+        self.breaker = Breaker(settings.failure_threshold, settings.failure_back_off_seconds)
+        self.upkeep = Upkeep(settings, self.in_flight, clock)
+        self.turn: Turn | None = None
+        self.observed: dict[FlowKey, list[int]] = {}
+        self.charges: dict[ServiceClass, SlotMicros] = {}
+        self.idle_sleep_seconds: float = runner._scheduler_idle_sleep_time
+        for executor in runner.executors:
+            executor._callback_priority_ledger = self.ledger
+
+    @property
+    def active(self) -> bool:
+        """Whether decisions are carried out."""
+        return self.settings.mode is Mode.ACTIVE
+
+    @property
+    def aside(self) -> bool:
+        """Whether the allocator has stepped aside after failures."""
+        return self.breaker.is_open(self.clock())
+
+    # The critical section ---------------------------------------------------------------------------------
+
+    def select(self, original: Select, max_tis: int, session: Session) -> list[Any]:
+        """Grant slots to callbacks and task instances.
+
+        Args:
+            original: Airflow's ``_executable_task_instances_to_queued``, bound.
+            max_tis: The most task instances that Airflow would select now.
+            session: The critical section's session.
+
+        Returns:
+            The task instances that Airflow's selection set to queued.
+
+        Raises:
+            OperationalError: Another scheduler is in the critical section, as in Airflow's own code.
+        """
+        self.turn = None
+        if self.aside:
+            return original(max_tis, session=session)
+        self._take_lock(session)
+        pools = Pool.slots_stats(lock_rows=True, session=session)
+        connection = session.connection()
+        try:
+            with savepoint(connection, "callback_priority_plan", reads_first=True):
+                turn = self._plan(session, pools)
+        except Exception as error:
+            self._failed("plan", error)
+            return original(max_tis, session=session)
+        if not self.active:
+            return self._observe(turn, original, max_tis, session)
+        try_again = True
+        while try_again:
+            asked = min(turn.offer.task_slots, max_tis - len(turn.task_instances))
+            if asked <= 0:
+                break
+            with self._offering(turn):
+                found = original(asked, session=session)
+            turn.task_instances += found
+            try:
+                self._take_answer(session, turn, found, asked)
+                try_again = len(found) == asked == turn.offer.task_slots and self._offer_rest(turn)
+            except Exception as error:
+                self._failed("answer", error)
+                return turn.task_instances
+        try:
+            with savepoint(connection, "callback_priority_grant"):
+                self._record(session, turn)
+        except Exception as error:
+            self._failed("grant", error)
+            return turn.task_instances
+        self.turn = turn
+        return turn.task_instances
+
+    def _take_lock(self, session: Session) -> None:
+        """Enter the critical section as Airflow does; its selection takes the same lock again for nothing."""
+        if get_dialect_name(session) != "postgresql":
+            return
+        statement = text("SELECT pg_try_advisory_xact_lock(:id)")
+        if not session.execute(statement, {"id": DBLocks.SCHEDULER_CRITICAL_SECTION.value}).scalar():
+            self.hurry()
+            raise OperationalError("Failed to acquire advisory lock", params=None, orig=RuntimeError("55P03"))
+
+    def _plan(self, session: Session, pools: Mapping[str, Any]) -> Turn:
+        """Read, settle and decide; writes nothing."""
+        connection = session.connection()
+        now, monotonic_us = self.utcnow(), round(self.clock() * MICROSECONDS)
+        epoch_us = round(now.timestamp() * MICROSECONDS)
+        self.upkeep.reconcile(session)
+        state = read_state(connection, living_since=now - self.living, own_job_id=self.runner.job.id)
+        settlement = self.ledger.collect(monotonic_us)
+        changed = settle(state.flows, settlement, self.settings, epoch_us)
+        flows = {**state.flows, **changed}
+        occupancy = self.in_flight.occupancy()
+        plan = PlanInput(
+            epoch_us=epoch_us,
+            pools=pools,
+            held=state.held,
+            occupancy=occupancy,
+            parallelism=self.runner._parallelism,
+            flows=flows,
+            pairs=items.waiting_pairs(connection),
+        )
+        snapshot, heads, aside, unfit = snapshot_of(session, plan, self.router)
+        self.charges = {
+            cls: flow_state(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls), flows, 0, self.settings).estimate
+            for cls in CLASS_ORDER
+        }
+        turn = Turn(
+            now=now,
+            monotonic_us=monotonic_us,
+            pools=pools,
+            flows=flows,
+            changed=changed,
+            snapshot=snapshot,
+            heads=heads,
+            aside=aside,
+            unfit=unfit,
+            charges=self.charges,
+            unreported=occupancy.unreported,
+            decision=(decision := decide(snapshot, self.settings)),
+            offer=decision,
+        )
+        if self.active:
+            turn.decision = self._decide(session, turn)
+        turn.offer = turn.decision
+        return turn
+
+    def _decide(self, session: Session, turn: Turn) -> Decision:
+        """Decide until every callback that is granted a slot was locked, read and found fit to run."""
+        while True:
+            decision = decide(turn.snapshot, self.settings)
+            wanted = [
+                (grant.candidate.id, self.in_flight.by_label[grant.candidate.executor])  # type: ignore[index]
+                for grant in decision.grants
+                if grant.candidate.id is not None and grant.candidate.id not in turn.workloads
+            ]
+            if not wanted:
+                return decision
+            loaded = callbacks.load(session, wanted)  # type: ignore[arg-type]
+            turn.workloads |= loaded.workloads
+            turn.unfit |= loaded.unfit
+            turn.elsewhere |= loaded.elsewhere
+            turn.missing |= loaded.missing
+            lost = loaded.unfit.keys() | loaded.elsewhere | loaded.missing
+            if not lost:
+                return decision
+            turn.snapshot = without(turn.snapshot, lost)
+
+    @contextmanager
+    def _offering(self, turn: Turn) -> Iterator[None]:
+        """Let Airflow's selection see the slots that are the tasks', in pools and executors, and no others."""
+        offered = offered_pools(turn.pools, turn.offer)
+        taken = Counter(turn.unreported)
+        for grant in turn.decision.grants:
+            if grant.candidate.executor is not None:
+                taken[grant.candidate.executor] += 1
+        stock = Pool.__dict__["slots_stats"]
+        Pool.slots_stats = staticmethod(lambda **_: offered)  # type: ignore[method-assign,assignment]
+        for label, slots in taken.items():
+            self.in_flight.by_label[label].parallelism -= slots
+        try:
+            yield
+        finally:
+            Pool.slots_stats = stock  # type: ignore[method-assign]
+            for label, slots in taken.items():
+                self.in_flight.by_label[label].parallelism += slots
+
+    def _take_answer(self, session: Session, turn: Turn, found: Sequence[Any], asked: int) -> None:
+        """Decide again, now that Airflow's selection has said what it did with the tasks' slots.
+
+        Filling all that was asked for while more was due is Airflow's cap on one selection: the rest stays
+        the tasks'. A shorter answer gives the rest away, and an empty one says that nothing could run.
+        """
+        before = turn.snapshot.answer
+        started = {pool: list(widths) for pool, widths in before.started.items()} if before else {}
+        for pool in turn.offer.task_pool_slots:
+            started.setdefault(pool, [])
+        for task_instance in found:
+            started.setdefault(task_instance.pool, []).append(task_instance.pool_slots)
+        capped = len(found) == asked < turn.offer.task_slots
+        answer = TaskAnswer(
+            started=started,
+            kept_slots=turn.offer.task_slots - asked if capped else 0,
+            waiting=bool(turn.task_instances),
+        )
+        turn.snapshot = attrs.evolve(turn.snapshot, answer=answer)
+        turn.decision = decide(turn.snapshot, self.settings)
+        if set(turn.granted) - turn.workloads.keys():
+            with savepoint(session.connection(), "callback_priority_answer", reads_first=True):
+                turn.decision = self._decide(session, turn)
+
+    def _offer_rest(self, turn: Turn) -> bool:
+        """Whether tasks are asked once more: callbacks fell away at the last moment, and slots would stay empty."""
+        free = turn.decision.unused_slots
+        if free <= 0:
+            return False
+        granted: Counter[tuple[str, ServiceClass]] = Counter()
+        for grant in turn.decision.grants:
+            granted[grant.pool, grant.service_class] += grant.candidate.width
+        pools = {}
+        for name, slots in turn.snapshot.pools.items():
+            taken = {cls: granted[name, cls] for cls in CLASS_ORDER}
+            pools[name] = attrs.evolve(
+                slots,
+                open_slots=None if slots.open_slots is None else slots.open_slots - sum(taken.values()),
+                held={cls: slots.held.get(cls, 0) + taken[cls] for cls in CLASS_ORDER},
+            )
+        rest = attrs.evolve(
+            turn.snapshot,
+            free_slots=free,
+            pools=pools,
+            backlogs=[each for each in turn.snapshot.backlogs if each.service_class is ServiceClass.TASK],
+            answer=None,
+        )
+        turn.offer = decide(rest, self.settings)
+        return turn.offer.task_slots > 0
+
+    def _record(self, session: Session, turn: Turn) -> None:
+        """Write what was decided: all of it or, if anything fails, nothing."""
+        connection = session.connection()
+        granted = turn.granted
+        if granted:
+            if (queued := callbacks.queue(connection, granted)) != len(granted):
+                raise InternalError(f"{len(granted)} locked callbacks were granted, {queued} were pending")
+            items.mark_granted(
+                connection, granted, now=turn.now, job_id=self.runner.job.id, charges=turn.charges
+            )
+        self._set_aside(connection, turn)
+        if flows := {**turn.changed, **turn.decision.flows}:
+            write_flows(connection, flows.values())
+        turn.recorded = True
+
+    def _set_aside(self, connection: Any, turn: Turn) -> None:
+        """Take what cannot run out of the way of what can."""
+        if turn.unfit:
+            callbacks.fail(connection, turn.unfit)
+            items.mark_done(connection, turn.unfit, turn.now, "can never run: its output says why")
+            for callback_id, reason in turn.unfit.items():
+                log.error("Callback %s can never run and is failed: %s", callback_id, reason)
+            self._count("callbacks_failed", len(turn.unfit))
+        if turn.elsewhere:
+            items.mark_done(connection, turn.elsewhere, turn.now, "ended or taken outside of this library")
+        if turn.missing:
+            self.upkeep.sweep_soon()
+        retry_at = turn.now + timedelta(seconds=self.settings.executor_retry_seconds)
+        by_reason: dict[str, list[UUID]] = {}
+        for each in turn.aside:
+            by_reason.setdefault(each.reason, []).append(each.callback_id)
+        for reason, ids in by_reason.items():
+            items.park(connection, ids, retry_at=retry_at, reason=reason)
+            log.warning("%d callback(s) set aside until %s: %s", len(ids), retry_at, reason)
+
+    # Shadow -----------------------------------------------------------------------------------------------
+
+    def _observe(self, turn: Turn, original: Select, max_tis: int, session: Session) -> list[Any]:
+        """Let Airflow do as it does; record what would have been granted, charge what was."""
+        turn.task_instances = found = original(max_tis, session=session)
+        try:
+            with savepoint(session.connection(), "callback_priority_shadow"):
+                for task_instance in found:
+                    charge = turn.charges[ServiceClass.TASK]
+                    for level, scope, width in (
+                        (Level.SCHEDULER, SCHEDULER_SCOPE, 1),
+                        (Level.POOL, task_instance.pool, task_instance.pool_slots),
+                    ):
+                        key = FlowKey(level, scope, ServiceClass.TASK)
+                        self.observed.setdefault(key, []).append(width * charge)
+                flows = {**turn.changed}
+                flows |= charge_observed(turn.flows, self.observed, self.settings, turn.snapshot.now)
+                items.mark_decided(session.connection(), turn.granted, turn.now)
+                if flows:
+                    write_flows(session.connection(), flows.values())
+            turn.recorded = True
+            turn.decision = attrs.evolve(
+                turn.decision,
+                grants=tuple(Grant(ServiceClass.TASK, ti.pool, _ANONYMOUS) for ti in found),
+            )
+            self.turn = turn
+        except Exception as error:
+            self._failed("shadow", error)
+        return found
+
+    def _charge_stock_callbacks(self, session: Session) -> None:
+        """In shadow mode: book the callbacks that Airflow's own step has just queued."""
+        queued: dict[UUID, str] = {}
+        for label, executor in self.in_flight.by_label.items():
+            for key in executor.queued_callbacks:
+                if key not in self.ledger:
+                    queued[UUID(key.id)] = label
+        if not queued:
+            return
+        connection = session.connection()
+        now = self.utcnow()
+        items.mark_granted(connection, queued, now=now, job_id=self.runner.job.id, charges=self.charges)
+        for item in items.granted_items(connection, self.runner.job.id):
+            label = queued.get(item.callback_id)
+            if label is None:
+                continue
+            charge = self.charges.get(item.service_class, self.settings.initial_estimate)
+            self._hold(CallbackKey(str(item.callback_id)), item.service_class, item.pool, 1, label, charge)
+            for level, scope in ((Level.SCHEDULER, SCHEDULER_SCOPE), (Level.POOL, item.pool)):
+                self.observed.setdefault(FlowKey(level, scope, item.service_class), []).append(charge)
+
+    # After the commit -------------------------------------------------------------------------------------
+
+    def hand_over(self, session: Session) -> int:
+        """Give granted callbacks to their executors, now that the grant is committed.
+
+        Returns:
+            How many callbacks were granted: they count as work, so that a busy loop does not sleep.
+        """
+        turn, self.turn = self.turn, None
+        handed = 0
+        try:
+            if turn is not None and turn.recorded:
+                self.ledger.settled()
+                self.observed.clear()
+                self.breaker.succeeded()
+                handed = self._hand_over(session, turn)
+            self._adopt_queued()
+        except Exception as error:
+            self._failed("hand over", error)
+        return handed
+
+    def abandon(self) -> None:
+        """The transaction did not commit: nothing was granted."""
+        self.turn = None
+
+    def _hand_over(self, session: Session, turn: Turn) -> int:
+        queued_in = {
+            key: label for label, executor in self.in_flight.by_label.items() for key in executor.queued_tasks
+        }
+        task_instances = iter(turn.task_instances)
+        refused: dict[UUID, str] = {}
+        returned: list[UUID] = []
+        for grant in turn.decision.grants:
+            charge = turn.charges[grant.service_class]
+            if grant.candidate.id is None:
+                task_instance = next(task_instances)
+                key = task_instance.key
+                label = queued_in.get(key, "")
+                width = task_instance.pool_slots
+                self._hold(key, grant.service_class, task_instance.pool, width, label, charge, turn.monotonic_us)
+                if not label:
+                    # Airflow selected it and then did not queue it (its Dag run has ended): the charge goes back.
+                    self.ledger.release(key)
+                continue
+            callback_id: UUID = grant.candidate.id  # type: ignore[assignment]
+            label = str(grant.candidate.executor)
+            key = CallbackKey(str(callback_id))
+            self._hold(key, grant.service_class, grant.pool, 1, label, charge, turn.monotonic_us)
+            try:
+                self.in_flight.by_label[label].queue_workload(turn.workloads[callback_id], session=session)
+            except NotImplementedError as error:
+                self.router.unsupported.add(label)
+                refused[callback_id] = f"executor does not run callbacks: {error}"
+                self.ledger.release(key)
+            except Exception as error:
+                self._failed("queue workload", error)
+                returned.append(callback_id)
+                self.ledger.release(key)
+        if refused or returned:
+            self._take_back(session, refused, returned)
+        granted = len(turn.granted)
+        self._count("callbacks_granted", granted)
+        return granted
+
+    def _take_back(self, session: Session, refused: dict[UUID, str], returned: list[UUID]) -> None:
+        """Undo grants that an executor did not take."""
+        connection = session.connection()
+        with savepoint(connection, "callback_priority_return"):
+            if refused:
+                callbacks.fail(connection, refused)
+                items.mark_done(connection, refused, self.utcnow(), "its executor does not run callbacks")
+            if returned:
+                callbacks.to_pending(connection, returned)
+                items.requeue(connection, returned, "its executor did not take it")
+
+    def _adopt_queued(self) -> None:
+        """Enter what reached an executor by other ways, so that it is not lost from sight once dispatched."""
+        for label, executor in self.in_flight.by_label.items():
+            for key in executor.queued_tasks:
+                self._hold(key, ServiceClass.TASK, None, 1, label, SlotMicros(0))
+            if self.active:
+                for key in executor.queued_callbacks:
+                    self._hold(key, ServiceClass.DEADLINE, None, 1, label, SlotMicros(0))
+
+    def _hold(
+        self,
+        key: Hashable,
+        service_class: ServiceClass,
+        pool: str | None,
+        width: int,
+        label: str,
+        charge: SlotMicros,
+        at: int | None = None,
+    ) -> None:
+        self.ledger.grant(
+            key,
+            service_class=service_class,
+            pool=pool,
+            executor=label,
+            now=round(self.clock() * MICROSECONDS) if at is None else at,
+            charge=charge,
+            width=width,
+        )
+
+    # Events and upkeep ------------------------------------------------------------------------------------
+
+    def process_events(self, original: Callable[[], int], executor: Any, session: Session) -> int:
+        """Free the slots of what an executor reports as ended, and count finished callbacks as work.
+
+        Args:
+            original: Airflow's ``_process_executor_events``, bound to executor and session.
+            executor: The executor.
+            session: The transaction in which Airflow writes the states.
+        """
+        ended = [key for key, (state, _) in executor.event_buffer.items() if state not in ENDED_NOT]
+        try:
+            count = original()
+        finally:
+            self.in_flight.ended(ended)
+        finished = [UUID(key.id) for key in ended if isinstance(key, CallbackKey)]
+        if finished:
+            try:
+                with savepoint(session.connection(), "callback_priority_done"):
+                    items.mark_done(session.connection(), finished, self.utcnow())
+            except Exception as error:
+                self._failed("finish", error)
+        return count + len(finished)
+
+    def callback_step(self, original: Callable[[], None], session: Session) -> None:
+        """Do in place of Airflow's callback step what is left to do there.
+
+        Args:
+            original: Airflow's ``_enqueue_executor_callbacks``, bound to the session.
+            session: The transaction in which deadlines were found missed.
+        """
+        new = session.info.pop(NEW_ITEMS, [])
+        if new:
+            self._guarded(session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow()))
+        if self.upkeep.is_due():
+            self._guarded(session, "upkeep", lambda: self.upkeep.run(session, self.utcnow()))
+        if not self.active or self.aside:
+            original()
+            if not self.active:
+                self._guarded(session, "shadow", lambda: self._charge_stock_callbacks(session))
+        elif new:
+            self.hurry()
+
+    def _guarded(self, session: Session, what: str, action: Callable[[], None]) -> None:
+        try:
+            with savepoint(session.connection(), f"callback_priority_{what}", reads_first=what != "enqueue"):
+                action()
+        except Exception as error:
+            self._failed(what, error)
+
+    def hurry(self) -> None:
+        """Callbacks may be waiting for the next loop: an idle scheduler should not sleep for long."""
+        self.runner._scheduler_idle_sleep_time = min(self.idle_sleep_seconds, HURRIED_IDLE_SLEEP_SECONDS)
+
+    def calm(self) -> None:
+        """A new loop begins: its idle sleep is Airflow's own again."""
+        self.runner._scheduler_idle_sleep_time = self.idle_sleep_seconds
+
+    # Failures ---------------------------------------------------------------------------------------------
+
+    def _failed(self, where: str, error: Exception) -> None:
+        now = self.clock()
+        opened = self.breaker.failed(now)
+        cause = f"{where}: {type(error).__name__}"
+        if self.breaker.first_time(cause):
+            log.exception("callback-priority failed (%s); task selection goes on as in Airflow", cause)
+        else:
+            log.debug("callback-priority failed again (%s): %s", cause, error)
+        if opened:
+            log.error(
+                "callback-priority failed %d times in a row and steps aside for %g s: Airflow's own steps run. Last: %s",
+                self.breaker.failures,
+                self.breaker.back_off_seconds,
+                cause,
+            )
+        self._count("failures", 1)
+
+    @staticmethod
+    def _count(name: str, count: int) -> None:
+        if count:
+            stats.incr(f"callback_priority.{name}", count)
+

@@ -1,0 +1,110 @@
+"""What differs between Airflow's versions, and whether this one is known.
+
+The hook replaces a few of Airflow's methods and relies on the text of a few more. Each is known by its
+fingerprint (`callback_priority.adapter.fingerprint`) in the versions that were read and run. Anything else,
+a newer version or a patched installation, switches the hook off with one line that names what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+import attrs
+from packaging.version import Version
+
+from callback_priority.adapter.fingerprint import fingerprint
+
+__all__ = ["REPLACED", "SUPPORTED", "Target", "airflow_version", "mismatches"]
+
+SUPPORTED: Final = "3.3"
+"""The Airflow minor version that the hook was built for."""
+
+
+@attrs.frozen(kw_only=True)
+class Target:
+    """A method of Airflow's.
+
+    Args:
+        module: Where it is defined.
+        owner: Its class.
+        name: Its name.
+        known: Fingerprints of it in the versions that were read and run.
+    """
+
+    module: str
+    owner: str
+    name: str
+    known: frozenset[str]
+
+    @property
+    def cls(self) -> type[Any]:
+        """The class; imports its module."""
+        return getattr(import_module(self.module), self.owner)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.name}"
+
+
+_RUNNER: Final = ("airflow.jobs.scheduler_job_runner", "SchedulerJobRunner")
+_EXECUTOR: Final = ("airflow.executors.base_executor", "BaseExecutor")
+_POOL: Final = ("airflow.models.pool", "Pool")
+_DEADLINE: Final = ("airflow.models.deadline", "Deadline")
+
+
+def _target(where: tuple[str, str], name: str, *known: str) -> Target:
+    return Target(module=where[0], owner=where[1], name=name, known=frozenset(known))
+
+
+REPLACED: Final[Mapping[str, Target]] = {
+    target.name: target
+    for target in (
+        _target(_RUNNER, "_do_scheduling", "d7f7b40cf637b005", "dfc10c76aa6ad070"),
+        _target(_RUNNER, "_executable_task_instances_to_queued", "4e30083165d4f790"),
+        _target(_RUNNER, "_enqueue_executor_callbacks", "722b24dcb9bc7a35"),
+        _target(_RUNNER, "_process_executor_events", "0177a8109a11fbb9"),
+        _target(_DEADLINE, "handle_miss", "f57cb65f1e69de2c"),
+        _target(_EXECUTOR, "_get_workloads_to_schedule", "d5b5a68510f11c0f"),
+    )
+}
+"""What the hook wraps or replaces, by name."""
+
+RELIED_ON: Final[tuple[Target, ...]] = (
+    _target(_RUNNER, "_critical_section_enqueue_task_instances", "d8fbf30e213801d6"),
+    _target(_RUNNER, "_run_scheduler_loop", "79b6e86bb6c9f0dd", "f581fa8d39f8782f"),
+    _target(_RUNNER, "_executor_to_workloads", "ff0b664fc0dce6b6"),
+    _target(_RUNNER, "_try_to_load_executor", "9754fb88ae91faa0"),
+    _target(_RUNNER, "_get_team_names_for_dag_ids", "7c0773e32407f4cd"),
+    _target(_RUNNER, "_enqueue_task_instances_with_queued_state", "7cb2173e064f7af1"),
+    _target(_RUNNER, "process_executor_events", "cdc0cce56c0dfe34"),
+    _target(_POOL, "slots_stats", "7984dd775e4581da"),
+    _target(_EXECUTOR, "trigger_tasks", "a6736d8fe96dd97a"),
+    _target(_EXECUTOR, "queue_workload", "0cf47a80e7a17416"),
+    _target(_EXECUTOR, "change_state", "b93fb549e8de863c"),
+)
+"""What the hook calls or is called by, and whose text it depends on."""
+
+
+def airflow_version() -> str:
+    """The installed version of Airflow."""
+    from airflow import __version__
+
+    return str(__version__)
+
+
+def mismatches() -> list[str]:
+    """Why the hook cannot be installed into this Airflow; empty if it can."""
+    version = Version(airflow_version())
+    if f"{version.major}.{version.minor}" != SUPPORTED:
+        return [f"Airflow {version} is not supported: this release is made for {SUPPORTED}.x"]
+    found = []
+    for target in (*REPLACED.values(), *RELIED_ON):
+        try:
+            actual = fingerprint(getattr(target.cls, target.name))
+        except (ImportError, AttributeError, OSError, TypeError, SyntaxError) as error:
+            found.append(f"{target} cannot be read ({error})")
+            continue
+        if actual not in target.known:
+            found.append(f"{target} is not the code that this release was made for (fingerprint {actual})")
+    return found

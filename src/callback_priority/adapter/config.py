@@ -1,0 +1,36 @@
+"""The section ``[callback_priority]`` as Airflow's configuration holds it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from callback_priority.policy.options import OPTIONS, SECTION
+
+__all__ = ["raw_section"]
+
+
+def raw_section(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The text of every option that is set, known or not, from files, environment, commands and secrets.
+
+    Args:
+        conf: Airflow's configuration.
+        environ: The process environment; ``os.environ`` if not given.
+
+    Unknown names are kept, so that the parser can name them: Airflow itself ignores them in silence.
+    """
+    names = [option.name for option in OPTIONS]
+    raw = {name: conf.get(SECTION, name) for name in names if conf.has_option(SECTION, name)}
+    prefix = f"AIRFLOW__{SECTION.upper()}__"
+    found = {name.removeprefix(prefix).lower(): name for name in environ or os.environ if name.startswith(prefix)}
+    for name, variable in sorted(found.items()):
+        base = name.removesuffix("_cmd").removesuffix("_secret")
+        if base not in names:
+            raw[name] = (environ or os.environ)[variable]
+    if conf.has_section(SECTION):
+        for name, value in conf.items(SECTION):
+            base = name.removesuffix("_cmd").removesuffix("_secret")
+            if base not in names:
+                raw.setdefault(name, value)
+    return {name: value for name, value in raw.items() if value is not None}

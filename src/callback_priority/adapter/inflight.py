@@ -1,0 +1,110 @@
+"""What each executor really holds.
+
+An executor knows what is in its queues and in ``running``. That is not all: LocalExecutor and EdgeExecutor
+never fill ``running``, so what they work on looks like free slots. The ledger knows what was granted and has
+not ended; what an executor holds is the union of both. Connection tests hold executor slots too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from callback_priority.core.classes import ServiceClass
+from callback_priority.core.ledger import Ledger
+
+__all__ = ["InFlight", "Occupancy", "executor_label", "queued_and_running"]
+
+ENDED_NOT = frozenset({"queued", "running", "restarting", "pending", "scheduled"})
+"""States in executor events that do not end a hold."""
+
+
+def executor_label(executor: Any, place: int) -> str:
+    """A name for an executor that no other executor of this scheduler has."""
+    name = executor.name
+    return f"{place}:{name.alias or name.module_path}" if name else f"{place}:{type(executor).__name__}"
+
+
+def queued_and_running(executor: Any) -> set[Hashable]:
+    """The keys that an executor itself reports."""
+    return {
+        *executor.queued_tasks,
+        *executor.queued_callbacks,
+        *executor.queued_connection_tests,
+        *executor.running,
+    }
+
+
+@attrs.frozen(kw_only=True)
+class Occupancy:
+    """What the executors of one scheduler hold.
+
+    Args:
+        held: Slots held by class; what no class is known of counts as a task.
+        free: Free slots by executor label, possibly negative.
+        unreported: Slots by executor label that are in use though the executor does not say so.
+        total: All slots held.
+    """
+
+    held: Mapping[ServiceClass, int]
+    free: Mapping[str, int]
+    unreported: Mapping[str, int]
+    total: int
+
+
+class InFlight:
+    """The executors' slots in use, by the ledger and by the executors' own word.
+
+    Args:
+        executors: The scheduler's executors.
+        ledger: What was granted and has not ended.
+    """
+
+    def __init__(self, executors: Sequence[Any], ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.by_label = {executor_label(executor, place): executor for place, executor in enumerate(executors)}
+        self.label_of = {id(executor): label for label, executor in self.by_label.items()}
+        self.connection_tests: dict[Hashable, str] = {}
+
+    def occupancy(self) -> Occupancy:
+        """Count what is held now. O(slots in use)."""
+        held = self.ledger.held()
+        free: dict[str, int] = {}
+        unreported: Counter[str] = Counter()
+        granted: Counter[str] = Counter()
+        total = 0
+        for label, executor in self.by_label.items():
+            for key in executor.queued_connection_tests:
+                self.connection_tests.setdefault(key, label)
+        reported = {label: queued_and_running(executor) for label, executor in self.by_label.items()}
+        for hold in self.ledger:
+            granted[hold.executor] += 1
+            if hold.key not in reported.get(hold.executor, ()):
+                unreported[hold.executor] += 1
+        for key, label in self.connection_tests.items():
+            if key not in reported[label]:
+                unreported[label] += 1
+        for label, executor in self.by_label.items():
+            inside = len(reported[label]) + unreported[label]
+            free[label] = executor.parallelism - inside
+            total += inside
+            tests = sum(1 for where in self.connection_tests.values() if where == label)
+            held[ServiceClass.TASK] += max(0, inside - granted[label] - tests)
+        return Occupancy(held=held, free=free, unreported=unreported, total=total)
+
+    def ended(self, keys: Iterable[Hashable]) -> None:
+        """Free the slots of what has ended."""
+        for key in keys:
+            self.ledger.release(key)
+            self.connection_tests.pop(key, None)
+
+    def unreported_keys(self) -> list[Hashable]:
+        """Keys that hold a slot on our word alone: the ones whose end could have been missed."""
+        reported: set[Hashable] = set()
+        for executor in self.by_label.values():
+            reported |= queued_and_running(executor)
+        mine = [hold.key for hold in self.ledger]
+        return [key for key in (*mine, *self.connection_tests) if key not in reported]

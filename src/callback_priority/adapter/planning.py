@@ -1,0 +1,294 @@
+"""From Airflow's state to the core's snapshot, and from a decision to what Airflow's selection is offered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import attrs
+from airflow.models.dag import DagModel
+from airflow.models.dagrun import DagRun
+from airflow.models.pool import Pool
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.state import DagRunState, TaskInstanceState
+from sqlalchemy import func, select
+
+from callback_priority.core.classes import FlowKey, ServiceClass
+from callback_priority.core.flows import FlowState
+from callback_priority.core.snapshot import Backlog, Candidate, Decision, PoolSlots, Snapshot
+from callback_priority.persistence.items import Head, Pair, heads
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from callback_priority.adapter.inflight import InFlight, Occupancy
+
+__all__ = ["Aside", "PlanInput", "Router", "offered_pools", "snapshot_of", "without"]
+
+_NARROW: Final = Candidate()
+_ENDLESS: Final = 1 << 60
+
+
+@attrs.frozen(kw_only=True)
+class PlanInput:
+    """What a snapshot is made of.
+
+    Args:
+        epoch_us: The present, in microseconds since the epoch.
+        pools: Airflow's pool statistics.
+        held: Pool slots held by granted callbacks of living schedulers.
+        occupancy: What this scheduler's executors hold.
+        parallelism: The scheduler's slots.
+        flows: The flows, settled.
+        pairs: Which classes wait in which pools.
+    """
+
+    epoch_us: int
+    pools: Mapping[str, Any]
+    held: Mapping[tuple[str, ServiceClass], int]
+    occupancy: Occupancy
+    parallelism: int
+    flows: Mapping[FlowKey, FlowState]
+    pairs: Sequence[Pair]
+
+    @property
+    def free_slots(self) -> int:
+        """The scheduler's free slots, as far as its executors have room."""
+        room = sum(max(0, free) for free in self.occupancy.free.values())
+        return min(self.parallelism - self.occupancy.total, room)
+
+
+@attrs.frozen(kw_only=True)
+class Aside:
+    """A callback that cannot run now, though it may later."""
+
+    callback_id: UUID
+    reason: str
+
+
+class _Wanted:
+    """What Airflow's routing asks of a workload."""
+
+    def __init__(self, dag_id: str, executor: str | None) -> None:
+        self._dag_id, self._executor = dag_id, executor
+
+    def get_dag_id(self) -> str | None:
+        return self._dag_id or None
+
+    def get_executor_name(self) -> str | None:
+        return self._executor
+
+
+class Router:
+    """Finds each callback's executor by Airflow's own rules, teams included.
+
+    Args:
+        runner: Airflow's scheduler.
+        in_flight: Knows the executors' labels.
+    """
+
+    def __init__(self, runner: Any, in_flight: InFlight) -> None:
+        self.runner = runner
+        self.in_flight = in_flight
+        self.unsupported: set[str] = set()
+
+    def cannot_run(self, label: str) -> bool:
+        """Whether an executor is known to refuse callbacks.
+
+        The flag alone does not tell (EdgeExecutor runs callbacks without setting it): an executor that takes
+        workloads in its own way is tried once, and its NotImplementedError remembered.
+        """
+        if label in self.unsupported:
+            return True
+        from airflow.executors.base_executor import BaseExecutor
+
+        executor = self.in_flight.by_label[label]
+        return not executor.supports_callbacks and type(executor).queue_workload is BaseExecutor.queue_workload
+
+    def route(
+        self, session: Session, found: Iterable[Head]
+    ) -> tuple[dict[UUID, str], list[Aside], dict[UUID, str]]:
+        """Find where callbacks can run.
+
+        Returns:
+            The executor's label by callback; those to be set aside, since what they lack may come back; and
+            those that can never run, with the reason.
+        """
+        labels: dict[UUID, str] = {}
+        aside: list[Aside] = []
+        never: dict[UUID, str] = {}
+        known: dict[tuple[str | None, str | None], str | None] = {}
+        found = list(found)
+        teams: Mapping[str, str | None] = {}
+        pool_teams: Mapping[str, str | None] = {}
+        if self.runner._multi_team and found:
+            teams = self.runner._get_team_names_for_dag_ids({head.dag_id for head in found}, session)
+            pool_teams = Pool.get_name_to_team_name_mapping(
+                sorted({head.pool for head in found}), session=session
+            )
+        for head in found:
+            team = teams.get(head.dag_id)
+            pool_team = pool_teams.get(head.pool)
+            if pool_team and pool_team != team:
+                aside.append(
+                    Aside(
+                        callback_id=head.callback_id,
+                        reason=f"pool {head.pool!r} belongs to team {pool_team!r}, its Dag to {team!r}",
+                    )
+                )
+                continue
+            wanted = (head.executor, team)
+            if wanted not in known:
+                executor = self.runner._try_to_load_executor(
+                    _Wanted(head.dag_id, head.executor), session, team_name=team
+                )
+                known[wanted] = None if executor is None else self.in_flight.label_of[id(executor)]
+            label = known[wanted]
+            if label is None:
+                aside.append(
+                    Aside(
+                        callback_id=head.callback_id,
+                        reason=f"executor {head.executor!r} is not configured in this scheduler",
+                    )
+                )
+            elif self.cannot_run(label):
+                name = type(self.in_flight.by_label[label]).__name__
+                never[head.callback_id] = f"executor {name} does not run callbacks"
+            else:
+                labels[head.callback_id] = label
+        return labels, aside, never
+
+
+def snapshot_of(
+    session: Session, plan: PlanInput, router: Router
+) -> tuple[Snapshot, dict[UUID, Head], list[Aside], dict[UUID, str]]:
+    """Read what waits, as much of it as could be granted, into a snapshot.
+
+    Args:
+        session: The critical section's session.
+        plan: What is known already.
+        router: Finds executors.
+
+    Returns:
+        The snapshot; the callbacks in it; those to set aside; those that can never run.
+    """
+    free = plan.free_slots
+    pools = {name: _pool_slots(name, stats, plan.held) for name, stats in plan.pools.items()}
+    open_pairs = {
+        pair: free + 1
+        for pair in plan.pairs
+        if free > 0 and pair[1] in pools and (pools[pair[1]].open_slots is None or pools[pair[1]].open_slots > 0)
+    }
+    found = heads(session.connection(), open_pairs) if open_pairs else []
+    labels, aside, never = router.route(session, found)
+    waiting: dict[Pair, list[Candidate]] = {}
+    for head in found:
+        if head.callback_id in labels:
+            waiting.setdefault((head.service_class, head.pool), []).append(
+                Candidate(id=head.callback_id, executor=labels[head.callback_id], rank=head.rank)
+            )
+    backlogs = [
+        Backlog(service_class=service_class, pool=pool, candidates=candidates)
+        for (service_class, pool), candidates in waiting.items()
+    ]
+    if free > 0:
+        shared = {pool for _, pool in waiting if pools[pool].open_slots is not None}
+        backlogs += _task_backlogs(session, plan.pools, shared, free)
+    snapshot = Snapshot(
+        now=plan.epoch_us,
+        free_slots=free,
+        pools=pools,
+        backlogs=backlogs,
+        held=plan.occupancy.held,
+        executor_slots=plan.occupancy.free,
+        flows=plan.flows,
+    )
+    return snapshot, {head.callback_id: head for head in found}, aside, never
+
+
+def _pool_slots(
+    name: str, stats: Mapping[str, Any], held: Mapping[tuple[str, ServiceClass], int]
+) -> PoolSlots:
+    """A pool net of what callbacks hold; Airflow's statistics count task instances only."""
+    by_class = {service_class: slots for (pool, service_class), slots in held.items() if pool == name}
+    callbacks = sum(by_class.values())
+    if stats["total"] == inf:
+        by_class[ServiceClass.TASK] = stats["running"] + stats["queued"]
+        return PoolSlots(open_slots=None, held=by_class)
+    by_class[ServiceClass.TASK] = stats["total"] - stats["open"]
+    return PoolSlots(open_slots=stats["open"] - callbacks, total_slots=stats["total"], held=by_class)
+
+
+def _task_backlogs(
+    session: Session, pools: Mapping[str, Any], shared: set[str], free: int
+) -> list[Backlog]:
+    """What waits of task instances, by pool: anonymous candidates, with the width of a wide head."""
+    scheduled = {pool: int(stats["scheduled"]) for pool, stats in pools.items() if stats["scheduled"] > 0}
+    widths = _wide_heads(session, sorted(shared & scheduled.keys()))
+    backlogs = []
+    for pool, slots in scheduled.items():
+        candidates = [_NARROW] * min(slots, free + 1)
+        if pool in widths:
+            candidates[0] = Candidate(width=widths[pool])
+        backlogs.append(Backlog(service_class=ServiceClass.TASK, pool=pool, candidates=candidates))
+    return backlogs
+
+
+def _wide_heads(session: Session, pools: Sequence[str]) -> dict[str, int]:
+    """The width of the first waiting task instance, for those pools where it takes more than one slot."""
+    if not pools:
+        return {}
+    state, pool, width = TaskInstance.state, TaskInstance.pool, TaskInstance.pool_slots
+    wide = session.scalars(
+        select(pool)
+        .where(state == TaskInstanceState.SCHEDULED, pool.in_(pools), width > 1)
+        .group_by(pool)
+    ).all()
+    if not wide:
+        return {}
+    place = (
+        func.row_number()
+        .over(
+            partition_by=pool,
+            order_by=(-TaskInstance.priority_weight, DagRun.logical_date, TaskInstance.map_index),
+        )
+        .label("place")
+    )
+    ranked = (
+        select(pool.label("pool"), width.label("width"), place)
+        .join(TaskInstance.dag_run)
+        .join(TaskInstance.dag_model)
+        .where(
+            state == TaskInstanceState.SCHEDULED,
+            pool.in_(wide),
+            DagRun.state == DagRunState.RUNNING,
+            ~DagModel.is_paused,
+        )
+        .subquery()
+    )
+    first = select(ranked.c.pool, ranked.c.width).where(ranked.c.place == 1, ranked.c.width > 1)
+    return {row.pool: row.width for row in session.execute(first)}
+
+
+def offered_pools(pools: Mapping[str, Any], decision: Decision) -> dict[str, Any]:
+    """Airflow's pool statistics with only those slots open that are the tasks'."""
+    offered = {}
+    for name, stats in pools.items():
+        slots = decision.task_pool_slots.get(name, 0)
+        offered[name] = {**stats, "open": inf if slots > _ENDLESS else slots}
+    return offered
+
+
+def without(snapshot: Snapshot, ids: set[UUID]) -> Snapshot:
+    """The snapshot without some callbacks."""
+    return attrs.evolve(
+        snapshot,
+        backlogs=[
+            attrs.evolve(
+                backlog, candidates=[each for each in backlog.candidates if each.id is None or each.id not in ids]
+            )
+            for backlog in snapshot.backlogs
+        ],
+    )

@@ -1,0 +1,22 @@
+"""The Airflow plugin: its only work is to install the hook before the scheduler's loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+__all__ = ["CallbackPriorityPlugin"]
+
+
+class CallbackPriorityPlugin(AirflowPlugin):
+    """Loaded by every Airflow process that loads plugins; acts only where the scheduler's code is."""
+
+    name = "callback_priority"
+
+    @classmethod
+    def on_load(cls, *args: Any, **kwargs: Any) -> None:
+        """Install the hook as soon as the scheduler's module is imported; does nothing while mode is off."""
+        from callback_priority.adapter.hook import install_on_import
+
+        install_on_import()

@@ -1,0 +1,159 @@
+"""What is done now and then: sweeps, what was set aside, history, and slots whose end was missed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from airflow.models.callback import Callback, CallbackKey
+from airflow.models.connection_test import ConnectionTestKey, ConnectionTestRequest
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils.state import CallbackState, TaskInstanceState
+from sqlalchemy import select
+
+from callback_priority.adapter import callbacks
+from callback_priority.adapter.inflight import InFlight
+from callback_priority.persistence import items, sweep
+from callback_priority.policy.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["Upkeep"]
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 1_000
+"""The most rows that one step of upkeep changes, so that no transaction grows long."""
+
+_TASK_HOLDS: Final = frozenset(
+    {TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING}
+)
+_CALLBACK_HOLDS: Final = frozenset({CallbackState.QUEUED, CallbackState.RUNNING})
+_TEST_HOLDS: Final = frozenset({"queued", "running"})
+
+
+class Upkeep:
+    """The timers of one scheduler.
+
+    Args:
+        settings: The intervals.
+        in_flight: What this scheduler's executors hold.
+        clock: Seconds of a clock that never goes back.
+    """
+
+    def __init__(self, settings: Settings, in_flight: InFlight, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.in_flight = in_flight
+        self.clock = clock
+        self._sweep_at = clock()
+        self._retry_at = clock()
+        self._reconcile_at = clock() + settings.reconcile_interval_seconds
+
+    def is_due(self) -> bool:
+        """Whether `run` has something to do."""
+        return self.clock() >= min(self._sweep_at, self._retry_at)
+
+    def sweep_soon(self) -> None:
+        """Something was found that a sweep puts right: do it in this loop."""
+        self._sweep_at = self.clock()
+
+    def enqueue(self, session: Session, new: Sequence[tuple[UUID, object, int]], now: datetime) -> None:
+        """Give items to callbacks that became pending in this transaction.
+
+        Args:
+            session: That transaction.
+            new: Identifier, data and Airflow's priority of each.
+            now: The present.
+        """
+        self._enqueue(session, [callbacks.new_item(*each, self.settings) for each in new], now)
+
+    def run(self, session: Session, now: datetime) -> None:
+        """Do what is due. A step that finds more than one batch comes again in the next loop."""
+        clock = self.clock()
+        connection = session.connection()
+        if clock >= self._retry_at:
+            self._retry_at = clock + self.settings.executor_retry_seconds
+            time_to_live = timedelta(seconds=self.settings.executor_time_to_live_seconds)
+            expired = items.expire_parked(connection, enqueued_before=now - time_to_live, now=now, limit=BATCH)
+            if expired:
+                reasons = {
+                    callback_id: f"expired after {self.settings.executor_time_to_live_seconds:g} s: {reason}"
+                    for callback_id, reason in expired.items()
+                }
+                callbacks.fail(connection, reasons)
+                log.error("%d callback(s) expired, e.g.: %s", len(reasons), next(iter(reasons.values())))
+            items.unpark_due(connection, now, limit=BATCH)
+        if clock >= self._sweep_at:
+            self._sweep_at = clock + self.settings.sweep_interval_seconds
+            if self._sweep(session, now):
+                self._sweep_at = clock
+
+    def _sweep(self, session: Session, now: datetime) -> bool:
+        """Bring items in line with Airflow's rows; returns whether there is more to do."""
+        connection = session.connection()
+        removed = sweep.remove_orphans(connection, limit=BATCH)
+        settled = sweep.settle_foreign(connection, now=now, limit=BATCH)
+        found = sweep.callbacks_without_item(connection, BATCH)
+        self._enqueue(session, [callbacks.swept_item(each, self.settings) for each in found], now)
+        horizon = now - timedelta(seconds=self.settings.history_seconds)
+        trimmed = sweep.trim_history(connection, finished_before=horizon, limit=BATCH)
+        return max(removed, settled.done + settled.requeued, len(found), trimmed) >= BATCH
+
+    def _enqueue(self, session: Session, new: Sequence[items.NewItem], now: datetime) -> None:
+        items.enqueue(
+            session.connection(),
+            new,
+            now=now,
+            turn_length_us=self.settings.dag_turn_us,
+            aging_us=self.settings.priority_aging_us,
+        )
+
+    def reconcile(self, session: Session) -> None:
+        """Free slots that are held on our word alone and whose workload has ended by its row.
+
+        An event can be missed: a worker process of LocalExecutor that dies says nothing. At most three
+        statements, at an interval.
+        """
+        if self.clock() < self._reconcile_at:
+            return
+        self._reconcile_at = self.clock() + self.settings.reconcile_interval_seconds
+        keys = self.in_flight.unreported_keys()
+        if not keys:
+            return
+        held = self._held(session, keys)
+        ended = [key for key in keys if key not in held]
+        self.in_flight.ended(ended)
+        if ended:
+            log.info("%d slot(s) were held by workloads that have ended; they are free again", len(ended))
+
+    @staticmethod
+    def _held(session: Session, keys: Sequence[Hashable]) -> set[Hashable]:
+        tasks = [key for key in keys if isinstance(key, TaskInstanceKey)]
+        called = {UUID(key.id): key for key in keys if isinstance(key, CallbackKey)}
+        tests = {UUID(key.id): key for key in keys if isinstance(key, ConnectionTestKey)}
+        held: set[Hashable] = set()
+        if tasks:
+            wanted = TaskInstance.filter_for_tis(tasks)
+            rows: Any = session.execute(
+                select(
+                    TaskInstance.dag_id,
+                    TaskInstance.task_id,
+                    TaskInstance.run_id,
+                    TaskInstance.try_number,
+                    TaskInstance.map_index,
+                ).where(wanted, TaskInstance.state.in_(_TASK_HOLDS))
+            )
+            held.update(TaskInstanceKey(*row) for row in rows)
+        if called:
+            query = select(Callback.id).where(Callback.id.in_(called), Callback.state.in_(_CALLBACK_HOLDS))
+            held.update(called[each] for each in session.scalars(query))
+        if tests:
+            request = ConnectionTestRequest
+            query = select(request.id).where(request.id.in_(tests), request.state.in_(_TEST_HOLDS))
+            held.update(tests[each] for each in session.scalars(query))
+        return held
