@@ -13,7 +13,17 @@ from callback_priority.core.ledger import Settlement
 from callback_priority.core.snapshot import Entitlements
 from callback_priority.core.units import MICROSECONDS, MILLI, Milliweight, SlotMicros, VirtualTime
 
-__all__ = ["RECENT_HALF_LIFE_SECONDS", "clocks", "flow_state", "move_average", "rebase", "recent", "serve", "settle"]
+__all__ = [
+    "RECENT_HALF_LIFE_SECONDS",
+    "clocks",
+    "flow_state",
+    "keep_in_range",
+    "move_average",
+    "rebase",
+    "recent",
+    "serve",
+    "settle",
+]
 
 RECENT_HALF_LIFE_SECONDS: Final = 600
 """What a class was given counts half as much in its recent share after this long."""
@@ -22,13 +32,13 @@ REBASE_ABOVE: Final = 1 << 60
 """A scope whose clock passes this is rebased to zero, so that tags fit a signed 64-bit column for ever."""
 
 FURTHEST: Final = 1 << 62
-"""The furthest a tag may stand from its clock; reached only by holds of years times the largest width."""
+"""The furthest from zero that a tag or a total may stand; reached only by holds of years times huge widths."""
 
 Scope = tuple[Level, str]
 
 
 def clocks(flows: Iterable[FlowState]) -> dict[Scope, int]:
-    """Each scope's virtual time: the largest that any of its flows was served at."""
+    """Each scope's virtual time: the largest that any of its flows was served at. O(flows)."""
     found: dict[Scope, int] = {}
     for state in flows:
         scope = state.key[:2]
@@ -117,10 +127,8 @@ def settle(
         estimate = state.estimate
         for hold in settlement.holds.get(key, ()):
             estimate = move_average(estimate, hold)
-        changed[key] = serve(
-            attrs.evolve(state, estimate=estimate), settlement.amounts.get(key, 0), now
-        )
-    return changed
+        changed[key] = serve(attrs.evolve(state, estimate=estimate), settlement.amounts.get(key, 0), now)
+    return keep_in_range(flows, changed)
 
 
 def move_average(estimate: SlotMicros, hold: SlotMicros) -> SlotMicros:
@@ -132,27 +140,50 @@ def move_average(estimate: SlotMicros, hold: SlotMicros) -> SlotMicros:
     return SlotMicros(max(1, estimate + ((hold - estimate) >> 3)))
 
 
+def keep_in_range(
+    flows: Mapping[FlowKey, FlowState], changed: dict[FlowKey, FlowState]
+) -> dict[FlowKey, FlowState]:
+    """Add to the flows that changed those that must be rebased with them. O(changed) as a rule.
+
+    Args:
+        flows: All flows that have a past, as they were.
+        changed: What has changed of them; added to.
+    """
+    if any(
+        state.clock > REBASE_ABOVE or max(abs(state.tag), abs(state.service), abs(state.recent)) > FURTHEST
+        for state in changed.values()
+    ):
+        changed.update(rebase({**flows, **changed}))
+    return changed
+
+
 def rebase(flows: Mapping[FlowKey, FlowState]) -> dict[FlowKey, FlowState]:
-    """Keep tags and clocks within 63 bits: only their differences carry meaning.
+    """Keep everything within 63 bits: of tags and clocks only the differences carry meaning.
 
     Args:
         flows: Every flow of the scopes in question.
 
     Returns:
         The flows that must change: all of a scope whose clock has passed ``2**60``, shifted so that its
-        clock is zero, and any whose tag stands further than ``2**62`` from the clock.
+        clock is zero, and any whose tag or totals stand further than ``2**62`` from zero, brought back
+        to there.
     """
     times = clocks(flows.values())
     changed = {}
     for key, state in flows.items():
-        clock = times[key[:2]]
+        clock = times.get(key[:2], 0)
         shift = clock if clock > REBASE_ABOVE else 0
-        distance = state.tag - clock
-        if shift or abs(distance) > FURTHEST:
-            bounded = max(-FURTHEST, min(FURTHEST, distance))
-            changed[key] = attrs.evolve(
-                state,
-                tag=VirtualTime(clock + bounded - shift),
-                clock=VirtualTime(max(-FURTHEST, state.clock - shift)),
-            )
+        after = attrs.evolve(
+            state,
+            tag=VirtualTime(_bound(state.tag - shift, FURTHEST)),
+            clock=VirtualTime(max(-FURTHEST, state.clock - shift)),
+            service=SlotMicros(_bound(state.service, FURTHEST)),
+            recent=SlotMicros(_bound(state.recent, FURTHEST)),
+        )
+        if after != state:
+            changed[key] = after
     return changed
+
+
+def _bound(number: int, furthest: int) -> int:
+    return max(-furthest, min(furthest, number))

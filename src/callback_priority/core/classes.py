@@ -16,8 +16,8 @@ class ServiceClass(str, Enum):
     DAG_CALLBACK = "dag_callback"
     TASK = "task"
 
-    def __str__(self) -> str:
-        return self.value
+    __str__ = str.__str__
+    __hash__ = str.__hash__  # equal to its text, so hashed as its text; and a third of the time of Enum's own
 
 
 CLASS_ORDER: Final[tuple[ServiceClass, ...]] = tuple(ServiceClass)
@@ -32,8 +32,8 @@ class Level(str, Enum):
     POOL = "pool"
     SCHEDULER = "scheduler"
 
-    def __str__(self) -> str:
-        return self.value
+    __str__ = str.__str__
+    __hash__ = str.__hash__  # see `ServiceClass`
 
 
 SCHEDULER_SCOPE: Final = ""

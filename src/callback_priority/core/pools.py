@@ -1,0 +1,264 @@
+"""A pool in one pass of the slot loop: what each class may be granted there, and what that costs it.
+
+A pool that has room for whatever the scheduler could grant is no bottleneck: only quotas bound it. Any other
+is *contested* and split by turns, by a fair queue of its own (`callback_priority.core.fair_queue`).
+
+*Wide candidates.* A head that is due but needs more pool slots than are left is passed by others, but by at
+most `Entitlements.wide_bypass_limit` pool slots; then the pool is drained for it (others get only their
+reserves). Skipping without a bound starves it, blocking at once leaves slots empty.
+
+*Who keeps a turn.* A class that the split sent away because the pool's slots were used up, or that waits for
+a wide head, is still eligible: it is owed its turn. One that a quota of the pool stopped is not, and neither is
+one that the pool would have let in but for the scheduler's slots: there, turns are counted at the scheduler.
+A pool that is full from the start says nothing about turns, so it leaves them as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from callback_priority.core.classes import CLASS_ORDER, Level, ServiceClass
+from callback_priority.core.fair_queue import FairQueue, Flow
+from callback_priority.core.flows import FlowState
+from callback_priority.core.lines import UNLIMITED, Line, Terms, served
+from callback_priority.core.quotas import NO_QUOTA
+from callback_priority.core.snapshot import PoolSlots, Reason
+from callback_priority.core.units import MILLI
+
+__all__ = ["PoolPass", "widest"]
+
+_OWED_A_TURN = frozenset({Reason.POOL_FULL, Reason.TOO_WIDE, Reason.DRAINING})
+
+
+class PoolPass:
+    """One pool and the lines that want its slots.
+
+    Args:
+        pool: Its name.
+        lines: One for each class that waits there.
+        terms: What the pass goes by.
+    """
+
+    __slots__ = ("_clock", "_lines", "_pool", "_reserved", "_slots", "_terms", "_untouched")
+
+    def __init__(self, pool: str, lines: Sequence[Line], terms: Terms) -> None:
+        self._pool = pool
+        self._lines = lines
+        self._terms = terms
+        self._slots: PoolSlots | None = terms.snapshot.pools.get(pool)
+        self._clock = terms.clocks.get((Level.POOL, pool), 0)
+        self._reserved: dict[ServiceClass, int] = {}
+        self._untouched = False
+
+    # Before the scheduler's slots are handed out ----------------------------------------------------------
+
+    def admit(self, free_slots: int) -> None:
+        """Bound what each line may be granted.
+
+        Args:
+            free_slots: The scheduler's free slots.
+        """
+        slots = self._slots
+        if slots is None:
+            self._turn_away(Reason.POOL_MISSING)
+            return
+        self._read_quotas(slots)
+        open_slots = UNLIMITED if slots.open_slots is None else slots.open_slots
+        reserved = sum(self._reserved.values())
+        if open_slots <= 0:
+            self._turn_away(Reason.POOL_FULL)
+        elif open_slots - reserved >= free_slots * self._widest_head():
+            self._admit_within_limits()
+        else:
+            self._split(open_slots, reserved)
+
+    def _turn_away(self, reason: Reason) -> None:
+        self._untouched = True
+        for line in self._lines:
+            line.reason = reason
+
+    def _read_quotas(self, slots: PoolSlots) -> None:
+        quota_of, pool = self._terms.entitlements.quota, self._pool
+        limits: dict[ServiceClass, int] = {}
+        for cls in CLASS_ORDER:
+            quota = quota_of(Level.POOL, pool, cls)
+            if quota is NO_QUOTA:
+                continue
+            held = slots.held.get(cls, 0)
+            if quota.reserve_slots > held:
+                self._reserved[cls] = quota.reserve_slots - held
+            if quota.limit_slots is not None:
+                limits[cls] = quota.limit_slots - held
+        if started := self._terms.started(ServiceClass.TASK, pool):
+            # What Airflow has started is no longer a question: its slots are theirs.
+            self._reserved[ServiceClass.TASK] = max(self._reserved.get(ServiceClass.TASK, 0), sum(started))
+        if self._reserved or limits:
+            for line in self._lines:
+                line.unmet = self._reserved.get(line.service_class, 0)
+                line.limit_left = limits.get(line.service_class, UNLIMITED)
+
+    def _widest_head(self) -> int:
+        for line in self._lines:
+            if line.service_class is ServiceClass.TASK:
+                return max(candidate.width for candidate in line.candidates)
+        return 1
+
+    def _admit_within_limits(self) -> None:
+        """Admit everything but what exceeds a limit: the pool has room for whatever is granted."""
+        for line in self._lines:
+            left = line.limit_left
+            if line.service_class is not ServiceClass.TASK:
+                line.allowed = max(0, min(left, line.startable))
+                line.reason = Reason.POOL_LIMIT if line.allowed < line.startable else None
+                continue
+            for candidate in line.candidates[: line.startable]:
+                left -= candidate.width
+                if left < 0:
+                    line.reason = Reason.POOL_LIMIT
+                    break
+                line.allowed += 1
+
+    def _split(self, open_slots: int, reserved: int) -> None:
+        """Split a contested pool by turns: the pool's own fair queue, run dry."""
+        terms, clock = self._terms, self._clock
+        flows = []
+        for line in self._lines:
+            line.contested = True
+            line.state = terms.state(line.key, clock)
+            flows.append(Flow(line.state, terms.orders[line.service_class], clock, line))
+        queue = FairQueue(flows, clock, by_tag=terms.by_tag)
+        bypass_limit = terms.entitlements.wide_bypass_limit
+        draining = False
+        due: list[tuple[Line, int]] = []
+        while queue:
+            flow = queue.head()
+            line = flow.payload
+            allowed = line.allowed
+            if allowed == len(line.candidates):
+                queue.drop()
+                continue
+            width = line.candidates[allowed].width
+            room = open_slots - reserved + line.unmet
+            if draining and not line.unmet:
+                line.reason = Reason.DRAINING
+            elif allowed >= line.cap:
+                line.reason = line.cap_reason
+            elif width > line.limit_left:
+                line.reason = Reason.POOL_LIMIT
+            elif open_slots <= 0:
+                line.reason = Reason.POOL_FULL
+            elif room <= 0:
+                line.reason = Reason.POOL_RESERVE
+            elif width > room:
+                line.reason = Reason.TOO_WIDE
+                line.due = True
+                already = 0 if allowed else flow.state.bypassed
+                draining = draining or already >= bypass_limit
+                due.append((line, already))
+            elif allowed < line.startable:
+                open_slots -= width
+                line.limit_left -= width
+                line.allowed = allowed + 1
+                if line.unmet:
+                    met = min(width, line.unmet)
+                    line.unmet -= met
+                    reserved -= met
+                queue.grant(width)
+                for waiting, already in due:
+                    waiting.passed += width
+                    draining = draining or already + waiting.passed >= bypass_limit
+                continue
+            queue.drop()
+
+    # Afterwards -------------------------------------------------------------------------------------------
+
+    def task_slots(self) -> int:
+        """The pool slots that task instances may use."""
+        line = next((line for line in self._lines if line.service_class is ServiceClass.TASK), None)
+        if line is None or not line.allowed or self._slots is None:
+            return 0
+        if line.contested:
+            return sum(candidate.width for candidate in line.candidates[: line.allowed])
+        if self._slots.open_slots is None:
+            return line.limit_left
+        granted = {other.service_class: other.granted_slots for other in self._lines if other is not line}
+        held_back = sum(
+            max(0, reserve - granted.get(cls, 0))
+            for cls, reserve in self._reserved.items()
+            if cls is not ServiceClass.TASK
+        )
+        return min(self._slots.open_slots - sum(granted.values()) - held_back, line.limit_left)
+
+    def unused(self) -> Iterator[Line]:
+        """The lines that were granted less than the pool admits, if others would have taken it."""
+        kept = [line for line in self._lines if line.contested and line.granted < line.allowed]
+        if kept and any(line.reason in _OWED_A_TURN for line in self._lines if line not in kept):
+            yield from kept
+
+    def close(self) -> Iterator[FlowState]:
+        """The pool's flows that changed, charged for what was granted: all at once, the arithmetic is exact."""
+        if self._untouched:
+            return
+        flows, clock, now = self._terms.snapshot.flows, self._clock, self._terms.snapshot.now
+        for line in self._lines:
+            before = flows.get(line.key)
+            if not line.granted and not line.contested and (before is None or not before.eligible):
+                continue
+            state = line.state or self._terms.state(line.key, clock)
+            tag: int = state.tag
+            remainder = state.remainder
+            if tag < clock and not state.eligible:
+                tag, remainder = clock, 0
+            served_at: int = state.clock
+            charge = 0
+            if line.granted:
+                charge = line.granted_slots * state.estimate
+                last = line.last_width * state.estimate
+                whole, remainder = divmod(remainder + (charge - last) * MILLI, state.weight)
+                tag += whole
+                served_at = max(clock, tag)
+                whole, remainder = divmod(remainder + last * MILLI, state.weight)
+                tag += whole
+            after = served(
+                state,
+                tag=tag,
+                remainder=remainder,
+                clock=served_at,
+                eligible=self._is_owed_a_turn(line, state),
+                bypassed=self._bypassed(line, state),
+                granted=line.granted,
+                charge=charge,
+                now=now,
+            )
+            if after != before:
+                yield after
+
+    def _is_owed_a_turn(self, line: Line, state: FlowState) -> bool:
+        """Whether the class waits for its turn in this pool, and for nothing else."""
+        if not line.contested:
+            return False
+        answer = self._terms.snapshot.answer
+        started = self._terms.started(line.service_class, self._pool)
+        if answer is not None and started is not None and line.reason is not Reason.TOO_WIDE:
+            # A cap on one selection is not a block: where it kept tasks from being looked at, they keep their turn.
+            return answer.waiting if started else state.eligible and answer.kept_slots > 0
+        return line.granted == line.allowed and line.reason in _OWED_A_TURN
+
+    def _bypassed(self, line: Line, state: FlowState) -> int:
+        """Slots granted past its head, which is due and too wide."""
+        already = 0 if line.granted else state.bypassed
+        if not line.due or line.granted < line.allowed:
+            return already if line.contested else 0
+        others = sum(other.granted_slots for other in self._lines if other is not line)
+        return already + min(line.passed, others)
+
+
+def widest(terms: Terms, service_class: ServiceClass, pool: str) -> int:
+    """The most pool slots that a class can ever hold at once."""
+    slots = terms.snapshot.pools.get(pool)
+    if slots is None or slots.total_slots is None:
+        return UNLIMITED
+    quotas = {cls: terms.entitlements.quota(Level.POOL, pool, cls) for cls in CLASS_ORDER}
+    others = sum(quota.reserve_slots for cls, quota in quotas.items() if cls is not service_class)
+    limit = quotas[service_class].limit_slots
+    return min(slots.total_slots - others, UNLIMITED if limit is None else limit)
