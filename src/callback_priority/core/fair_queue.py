@@ -50,27 +50,23 @@ class Flow(Generic[T]):
         order: Its place in the fixed order that breaks ties.
         clock: The scope's clock.
         payload: What the caller serves when it is this flow's turn.
+        charge: What a grant of one slot is charged, in slot-microseconds.
     """
 
     __slots__ = ("order", "payload", "remainder", "served_at", "state", "step", "tag", "weight")
 
-    def __init__(self, state: FlowState, order: int, clock: int, payload: T) -> None:
+    def __init__(self, state: FlowState, order: int, clock: int, payload: T, charge: int) -> None:
         self.state = state
         self.order = order
         self.payload = payload
         self.tag: int = state.tag
         self.remainder = state.remainder
         self.weight: int = state.weight
-        self.step: int = state.estimate * MILLI
+        self.step = charge * MILLI
         self.served_at: int = state.clock
         if not state.eligible and self.tag < clock:
             self.tag = clock
             self.remainder = 0
-
-    def advance(self, slot_micros: int) -> None:
-        """Move the tag by slot-time over weight. Exact: the remainder is carried along."""
-        whole, self.remainder = divmod(self.remainder + slot_micros * MILLI, self.weight)
-        self.tag += whole
 
 
 class FairQueue(Generic[T]):

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 from callback_priority.core.accounting import clocks, flow_state, recent
-from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceClass
+from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.flows import FlowState
 from callback_priority.core.policies import Policy
 from callback_priority.core.snapshot import Candidate, Entitlements, Reason, Snapshot
@@ -29,7 +29,7 @@ class Terms:
             bound them: what the scheduler's quotas left of it in an earlier attempt.
     """
 
-    __slots__ = ("by_tag", "caps", "clocks", "entitlements", "orders", "snapshot", "without")
+    __slots__ = ("by_tag", "caps", "charges", "clocks", "entitlements", "orders", "snapshot", "without")
 
     def __init__(
         self,
@@ -43,10 +43,16 @@ class Terms:
         self.without = without
         self.caps = caps or {}
         self.clocks = clocks(snapshot.flows.values())
+        self.charges = {cls: self._charge(cls) for cls in CLASS_ORDER}
         self.by_tag = entitlements.policy is Policy.FAIR
         tasks_at = -1 if entitlements.policy is Policy.TASKS_FIRST else len(CLASS_ORDER)
         self.orders = {cls: at for at, cls in enumerate(CLASS_ORDER)}
         self.orders[ServiceClass.TASK] = tasks_at
+
+    def _charge(self, service_class: ServiceClass) -> SlotMicros:
+        """What a grant is charged for one slot, at both levels: a hold has one charge, which is settled once."""
+        state = self.snapshot.flows.get(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, service_class))
+        return state.estimate if state else self.entitlements.initial_estimate
 
     def state(self, key: FlowKey, clock: int) -> FlowState:
         """A flow under today's weight."""

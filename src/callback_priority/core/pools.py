@@ -125,7 +125,8 @@ class PoolPass:
         for line in self._lines:
             line.contested = True
             line.state = terms.state(line.key, clock)
-            flows.append(Flow(line.state, terms.orders[line.service_class], clock, line))
+            cls = line.service_class
+            flows.append(Flow(line.state, terms.orders[cls], clock, line, terms.charges[cls]))
         queue = FairQueue(flows, clock, by_tag=terms.by_tag)
         bypass_limit = terms.entitlements.wide_bypass_limit
         draining = False
@@ -200,6 +201,7 @@ class PoolPass:
         if self._untouched:
             return
         flows, clock, now = self._terms.snapshot.flows, self._clock, self._terms.snapshot.now
+        charges = self._terms.charges
         for line in self._lines:
             before = flows.get(line.key)
             if not line.granted and not line.contested and (before is None or not before.eligible):
@@ -212,8 +214,8 @@ class PoolPass:
             served_at: int = state.clock
             charge = 0
             if line.granted:
-                charge = line.granted_slots * state.estimate
-                last = line.last_width * state.estimate
+                charge = line.granted_slots * charges[line.service_class]
+                last = line.last_width * charges[line.service_class]
                 whole, remainder = divmod(remainder + (charge - last) * MILLI, state.weight)
                 tag += whole
                 served_at = max(clock, tag)

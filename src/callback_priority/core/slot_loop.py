@@ -226,7 +226,7 @@ class _Pass:
                 party.stop(Reason.SLOT_RESERVE)
             else:
                 state = self.terms.state(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls), clock)
-                flows.append(Flow(state, self.terms.orders[cls], clock, party))
+                flows.append(Flow(state, self.terms.orders[cls], clock, party, self.terms.charges[cls]))
         self._serve(FairQueue(flows, clock, by_tag=self.terms.by_tag), reserved)
         for flow in flows:
             self._close(flow)
@@ -284,7 +284,7 @@ class _Pass:
             clock=flow.served_at,
             eligible=waits,
             granted=granted,
-            charge=granted * state.estimate,
+            charge=granted * self.terms.charges[party.lines[0].service_class],
             now=self.snapshot.now,
         )
         if after != self.snapshot.flows.get(state.key):
