@@ -285,7 +285,7 @@ class SlotAllocator:
             if grant.candidate.executor is not None:
                 taken[grant.candidate.executor] += 1
         stock = Pool.__dict__["slots_stats"]
-        Pool.slots_stats = staticmethod(lambda **_: offered)  # type: ignore[method-assign,assignment]
+        Pool.slots_stats = staticmethod(lambda **_: offered)  # type: ignore[method-assign]
         for label, slots in taken.items():
             self.in_flight.by_label[label].parallelism -= slots
         try:
@@ -387,16 +387,16 @@ class SlotAllocator:
         turn.task_instances = found = original(max_tis, session=session)
         try:
             with savepoint(session.connection(), "callback_priority_shadow"):
+                charges = {flow: list(each) for flow, each in self.observed.items()}
+                charge = turn.charges[ServiceClass.TASK]
                 for task_instance in found:
-                    charge = turn.charges[ServiceClass.TASK]
                     for level, scope, width in (
                         (Level.SCHEDULER, SCHEDULER_SCOPE, 1),
                         (Level.POOL, task_instance.pool, task_instance.pool_slots),
                     ):
                         key = FlowKey(level, scope, ServiceClass.TASK)
-                        self.observed.setdefault(key, []).append(width * charge)
-                flows = {**turn.changed}
-                flows |= charge_observed(turn.flows, self.observed, self.settings, turn.snapshot.now)
+                        charges.setdefault(key, []).append(width * charge)
+                flows = turn.changed | charge_observed(turn.flows, charges, self.settings, turn.snapshot.now)
                 items.mark_decided(session.connection(), turn.granted, turn.now)
                 if flows:
                     write_flows(session.connection(), flows.values())
@@ -423,9 +423,9 @@ class SlotAllocator:
         now = self.utcnow()
         items.mark_granted(connection, queued, now=now, job_id=self.runner.job.id, charges=self.charges)
         for item in items.granted_items(connection, self.runner.job.id):
-            label = queued.get(item.callback_id)
-            if label is None:
+            if item.callback_id not in queued:
                 continue
+            label = queued[item.callback_id]
             charge = self.charges.get(item.service_class, self.settings.initial_estimate)
             self._hold(CallbackKey(str(item.callback_id)), item.service_class, item.pool, 1, label, charge)
             for level, scope in ((Level.SCHEDULER, SCHEDULER_SCOPE), (Level.POOL, item.pool)):
@@ -470,7 +470,9 @@ class SlotAllocator:
                 key = task_instance.key
                 label = queued_in.get(key, "")
                 width = task_instance.pool_slots
-                self._hold(key, grant.service_class, task_instance.pool, width, label, charge, turn.monotonic_us)
+                self._hold(
+                    key, grant.service_class, task_instance.pool, width, label, charge, turn.monotonic_us
+                )
                 if not label:
                     # Airflow selected it and then did not queue it (its Dag run has ended): the charge goes back.
                     self.ledger.release(key)
@@ -600,7 +602,9 @@ class SlotAllocator:
         opened = self.breaker.failed(now)
         cause = f"{where}: {type(error).__name__}"
         if self.breaker.first_time(cause):
-            log.exception("callback-priority failed (%s); task selection goes on as in Airflow", cause)
+            log.error(
+                "callback-priority failed (%s); task selection goes on as in Airflow", cause, exc_info=error
+            )
         else:
             log.debug("callback-priority failed again (%s): %s", cause, error)
         if opened:
@@ -616,4 +620,3 @@ class SlotAllocator:
     def _count(name: str, count: int) -> None:
         if count:
             stats.incr(f"callback_priority.{name}", count)
-

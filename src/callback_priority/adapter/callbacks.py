@@ -33,9 +33,7 @@ _CALLBACK: Final = ExecutorCallback.__table__
 _LARGEST_KEY: Final = 2**31 - 1
 
 
-def new_item(
-    callback_id: UUID, data: object, priority_weight: int, settings: Settings
-) -> NewItem:
+def new_item(callback_id: UUID, data: object, priority_weight: int, settings: Settings) -> NewItem:
     """The item of a callback that became pending.
 
     Args:
@@ -120,7 +118,7 @@ def _load(session: Session, ids: list[UUID], executors: dict[UUID, Any], loaded:
         rows = _rows(session, ids)
     except DBAPIError:
         raise
-    except Exception as error:  # whatever a column's decoder raises on hostile data
+    except Exception as error:  # noqa: BLE001 - whatever a column's decoder raises on hostile data
         if len(ids) == 1:
             loaded.unfit[ids[0]] = f"its row cannot be read: {_brief(error)}"
             return
@@ -141,7 +139,7 @@ def _load(session: Session, ids: list[UUID], executors: dict[UUID, Any], loaded:
             workload = workloads.ExecuteCallback.make(
                 callback=callback, dag_run=dag_run, generator=executors[callback.id].jwt_generator
             )
-        except Exception as error:  # user data meets Airflow's schemas here; one bad row must not stop the rest
+        except Exception as error:  # noqa: BLE001 - hostile data meets Airflow's schemas; one row must not stop the rest
             loaded.unfit[callback.id] = f"its workload cannot be made: {_brief(error)}"
         else:
             loaded.workloads[callback.id] = workload
@@ -202,11 +200,9 @@ def to_pending(connection: Connection, ids: Collection[UUID]) -> None:
 
 def fail(connection: Connection, reasons: dict[UUID, str]) -> None:
     """Fail callbacks, each with its reason in ``output``, in one statement; their data is not touched."""
-    texts = {callback_id: bindparam(None, reason) for callback_id, reason in reasons.items()}
+    texts: dict[Any, Any] = {callback_id: bindparam(None, reason) for callback_id, reason in reasons.items()}
     connection.execute(
         update(_CALLBACK)
         .where(_CALLBACK.c.id.in_(texts))
         .values(state=CallbackState.FAILED, output=case(texts, value=_CALLBACK.c.id))
     )
-
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, Final
 
 import attrs
@@ -88,16 +89,14 @@ RELIED_ON: Final[tuple[Target, ...]] = (
 
 def airflow_version() -> str:
     """The installed version of Airflow."""
-    from airflow import __version__
-
-    return str(__version__)
+    return version("apache-airflow-core")
 
 
 def mismatches() -> list[str]:
     """Why the hook cannot be installed into this Airflow; empty if it can."""
-    version = Version(airflow_version())
-    if f"{version.major}.{version.minor}" != SUPPORTED:
-        return [f"Airflow {version} is not supported: this release is made for {SUPPORTED}.x"]
+    installed = Version(airflow_version())
+    if f"{installed.major}.{installed.minor}" != SUPPORTED:
+        return [f"Airflow {installed} is not supported: this release is made for {SUPPORTED}.x"]
     found = []
     for target in (*REPLACED.values(), *RELIED_ON):
         try:

@@ -23,7 +23,9 @@ def raw_section(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str
     names = [option.name for option in OPTIONS]
     raw = {name: conf.get(SECTION, name) for name in names if conf.has_option(SECTION, name)}
     prefix = f"AIRFLOW__{SECTION.upper()}__"
-    found = {name.removeprefix(prefix).lower(): name for name in environ or os.environ if name.startswith(prefix)}
+    found = {
+        name.removeprefix(prefix).lower(): name for name in environ or os.environ if name.startswith(prefix)
+    }
     for name, variable in sorted(found.items()):
         base = name.removesuffix("_cmd").removesuffix("_secret")
         if base not in names:

@@ -27,9 +27,9 @@ def fingerprint(function: Callable[..., Any]) -> str:
 
 
 def source_fingerprint(source: str) -> str:
-    """The fingerprint of Python source text: sixteen hexadecimal digits.
+    r"""The fingerprint of Python source text: sixteen hexadecimal digits.
 
-    >>> source_fingerprint("def f(x):\\n    'Doc.'\\n    return x  # as is") == source_fingerprint("def f(x): return x")
+    >>> source_fingerprint("def f(x):\n    'Doc.'\n    return x  # as is") == source_fingerprint("def f(x): return x")
     True
     >>> source_fingerprint("def f(x): return x") == source_fingerprint("def f(x): return -x")
     False
@@ -59,5 +59,7 @@ def _tokens(node: ast.AST) -> Iterator[str]:
 
 def _is_docstring(node: ast.AST) -> bool:
     return (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     )

@@ -65,7 +65,9 @@ class InFlight:
 
     def __init__(self, executors: Sequence[Any], ledger: Ledger) -> None:
         self.ledger = ledger
-        self.by_label = {executor_label(executor, place): executor for place, executor in enumerate(executors)}
+        self.by_label = {
+            executor_label(executor, place): executor for place, executor in enumerate(executors)
+        }
         self.label_of = {id(executor): label for label, executor in self.by_label.items()}
         self.connection_tests: dict[Hashable, str] = {}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import attrs
+from airflow.executors.base_executor import BaseExecutor
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.pool import Pool
@@ -102,10 +103,10 @@ class Router:
         """
         if label in self.unsupported:
             return True
-        from airflow.executors.base_executor import BaseExecutor
-
         executor = self.in_flight.by_label[label]
-        return not executor.supports_callbacks and type(executor).queue_workload is BaseExecutor.queue_workload
+        return (
+            not executor.supports_callbacks and type(executor).queue_workload is BaseExecutor.queue_workload
+        )
 
     def route(
         self, session: Session, found: Iterable[Head]
@@ -176,11 +177,8 @@ def snapshot_of(
     """
     free = plan.free_slots
     pools = {name: _pool_slots(name, stats, plan.held) for name, stats in plan.pools.items()}
-    open_pairs = {
-        pair: free + 1
-        for pair in plan.pairs
-        if free > 0 and pair[1] in pools and (pools[pair[1]].open_slots is None or pools[pair[1]].open_slots > 0)
-    }
+    open_pools = {name for name, slots in pools.items() if slots.open_slots is None or slots.open_slots > 0}
+    open_pairs = {pair: free + 1 for pair in plan.pairs if free > 0 and pair[1] in open_pools}
     found = heads(session.connection(), open_pairs) if open_pairs else []
     labels, aside, never = router.route(session, found)
     waiting: dict[Pair, list[Candidate]] = {}
@@ -221,9 +219,7 @@ def _pool_slots(
     return PoolSlots(open_slots=stats["open"] - callbacks, total_slots=stats["total"], held=by_class)
 
 
-def _task_backlogs(
-    session: Session, pools: Mapping[str, Any], shared: set[str], free: int
-) -> list[Backlog]:
+def _task_backlogs(session: Session, pools: Mapping[str, Any], shared: set[str], free: int) -> list[Backlog]:
     """What waits of task instances, by pool: anonymous candidates, with the width of a wide head."""
     scheduled = {pool: int(stats["scheduled"]) for pool, stats in pools.items() if stats["scheduled"] > 0}
     widths = _wide_heads(session, sorted(shared & scheduled.keys()))
@@ -242,9 +238,7 @@ def _wide_heads(session: Session, pools: Sequence[str]) -> dict[str, int]:
         return {}
     state, pool, width = TaskInstance.state, TaskInstance.pool, TaskInstance.pool_slots
     wide = session.scalars(
-        select(pool)
-        .where(state == TaskInstanceState.SCHEDULED, pool.in_(pools), width > 1)
-        .group_by(pool)
+        select(pool).where(state == TaskInstanceState.SCHEDULED, pool.in_(pools), width > 1).group_by(pool)
     ).all()
     if not wide:
         return {}
@@ -287,7 +281,8 @@ def without(snapshot: Snapshot, ids: set[UUID]) -> Snapshot:
         snapshot,
         backlogs=[
             attrs.evolve(
-                backlog, candidates=[each for each in backlog.candidates if each.id is None or each.id not in ids]
+                backlog,
+                candidates=[each for each in backlog.candidates if each.id is None or each.id not in ids],
             )
             for backlog in snapshot.backlogs
         ],

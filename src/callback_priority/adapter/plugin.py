@@ -6,6 +6,8 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+from callback_priority.adapter.hook import install_on_import
+
 __all__ = ["CallbackPriorityPlugin"]
 
 
@@ -15,8 +17,6 @@ class CallbackPriorityPlugin(AirflowPlugin):
     name = "callback_priority"
 
     @classmethod
-    def on_load(cls, *args: Any, **kwargs: Any) -> None:
+    def on_load(cls, *_args: Any, **_kwargs: Any) -> None:
         """Install the hook as soon as the scheduler's module is imported; does nothing while mode is off."""
-        from callback_priority.adapter.hook import install_on_import
-
         install_on_import()

@@ -79,7 +79,9 @@ class Upkeep:
         if clock >= self._retry_at:
             self._retry_at = clock + self.settings.executor_retry_seconds
             time_to_live = timedelta(seconds=self.settings.executor_time_to_live_seconds)
-            expired = items.expire_parked(connection, enqueued_before=now - time_to_live, now=now, limit=BATCH)
+            expired = items.expire_parked(
+                connection, enqueued_before=now - time_to_live, now=now, limit=BATCH
+            )
             if expired:
                 reasons = {
                     callback_id: f"expired after {self.settings.executor_time_to_live_seconds:g} s: {reason}"
@@ -138,7 +140,7 @@ class Upkeep:
         tests = {UUID(key.id): key for key in keys if isinstance(key, ConnectionTestKey)}
         held: set[Hashable] = set()
         if tasks:
-            wanted = TaskInstance.filter_for_tis(tasks)
+            wanted: Any = TaskInstance.filter_for_tis(tasks)
             rows: Any = session.execute(
                 select(
                     TaskInstance.dag_id,
