@@ -1,0 +1,169 @@
+"""What takes the place of Airflow's methods; each is handed the original first.
+
+They find the scheduler's allocator, hand it the call, and are the original where there is none. The allocator
+is made when the first loop begins, since it needs the database: while the tables are missing there is none,
+and with settings that are invalid there never will be, and Airflow's methods are put back.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow.configuration import conf
+from airflow.models.callback import ExecutorCallback
+from airflow.models.pool import Pool
+from airflow.utils.session import create_session
+from sqlalchemy import inspect, select
+
+from callback_priority.adapter import compat, hook
+from callback_priority.adapter.allocator import NEW_ITEMS, SlotAllocator
+from callback_priority.adapter.config import raw_section
+from callback_priority.errors import ConfigurationError
+from callback_priority.persistence.tables import flow_table, item_table
+from callback_priority.policy.parse import load_settings, parse_settings
+from callback_priority.policy.settings import Settings
+
+if TYPE_CHECKING:
+    from airflow.executors.base_executor import BaseExecutor
+    from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+    from airflow.models.deadline import Deadline
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy.orm import Session
+
+__all__ = ["REPLACEMENTS"]
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 60.0
+"""How long after a start that failed, or found no tables, the next one is tried."""
+
+_ALLOCATOR: Final = "_callback_priority"
+_RETRY_AT: Final = "_callback_priority_retry_at"
+
+
+def _allocator(runner: SchedulerJobRunner) -> SlotAllocator | None:
+    return runner.__dict__.get(_ALLOCATOR)
+
+
+def _start(runner: SchedulerJobRunner) -> None:
+    """Make the scheduler's allocator, once everything it needs is there."""
+    if not hook.installed() or _allocator(runner) is not None:
+        return
+    if time.monotonic() < runner.__dict__.get(_RETRY_AT, 0.0):
+        return
+    runner.__dict__[_RETRY_AT] = time.monotonic() + RETRY_SECONDS
+    try:
+        settings = _settings(runner)
+    except ConfigurationError as error:
+        log.error("callback-priority is off and Airflow runs as it is. %s", error)  # noqa: TRY400 - its text says all
+        hook.uninstall()
+    except Exception:
+        log.exception("callback-priority could not start and tries again; until then Airflow runs as it is")
+    else:
+        if settings is not None:
+            living = conf.getfloat("scheduler", "scheduler_health_check_threshold", fallback=30.0)
+            runner.__dict__[_ALLOCATOR] = SlotAllocator(runner, settings, living_seconds=living)
+            log.info(
+                "callback-priority is in mode %s with policy %s, in Airflow %s",
+                settings.mode,
+                settings.policy,
+                compat.airflow_version(),
+            )
+
+
+def _settings(runner: SchedulerJobRunner) -> Settings | None:
+    """The settings, held against the deployment; ``None`` while the tables are missing."""
+    raw = raw_section(conf)
+    with create_session(scoped=False) as session:
+        inspector = inspect(session.connection())
+        missing = [table.name for table in (flow_table, item_table) if not inspector.has_table(table.name)]
+        pools = {
+            str(name): None if slots == -1 else slots
+            for name, slots in session.execute(select(Pool.pool, Pool.slots))
+        }
+    if missing:
+        parse_settings(raw)
+        log.error(
+            "callback-priority waits and Airflow runs as it is: no table %s; run 'airflow db migrate'",
+            " and no table ".join(missing),
+        )
+        return None
+    return load_settings(raw, pool_slots=pools, parallelism=runner._parallelism)
+
+
+def _do_scheduling(original: Callable[..., int], runner: SchedulerJobRunner, session: Session) -> int:
+    _start(runner)
+    allocator = _allocator(runner)
+    if allocator is None:
+        return original(runner, session)
+    allocator.calm()
+    try:
+        queued = original(runner, session)
+    except BaseException:
+        allocator.abandon()
+        raise
+    return queued + allocator.hand_over(session)
+
+
+def _executable_task_instances_to_queued(
+    original: Callable[..., list[TaskInstance]], runner: SchedulerJobRunner, max_tis: int, session: Session
+) -> list[TaskInstance]:
+    allocator = _allocator(runner)
+    if allocator is None:
+        return original(runner, max_tis, session=session)
+    return allocator.select(functools.partial(original, runner), max_tis, session)
+
+
+def _enqueue_executor_callbacks(
+    original: Callable[..., None], runner: SchedulerJobRunner, session: Session
+) -> None:
+    allocator = _allocator(runner)
+    if allocator is None:
+        original(runner, session)
+    else:
+        allocator.callback_step(functools.partial(original, runner, session), session)
+
+
+def _process_executor_events(
+    original: Callable[..., int], runner: SchedulerJobRunner, executor: BaseExecutor, session: Session
+) -> int:
+    allocator = _allocator(runner)
+    stock = functools.partial(original, runner, executor=executor, session=session)
+    return stock() if allocator is None else allocator.process_events(stock, executor, session)
+
+
+def _handle_miss(original: Callable[..., None], deadline: Deadline, session: Session) -> None:
+    """Note the callback that became pending: its item is written in the same transaction."""
+    original(deadline, session)
+    callback = deadline.callback
+    if isinstance(callback, ExecutorCallback):
+        noted = session.info.setdefault(NEW_ITEMS, [])
+        noted.append((callback.id, callback.data, callback.priority_weight))
+
+
+def _get_workloads_to_schedule(original: Callable[..., Any], executor: BaseExecutor, open_slots: int) -> Any:
+    """Airflow's choice in the order of the grants, where an executor takes fewer than it was handed."""
+    ledger = executor.__dict__.get("_callback_priority_ledger")
+    queued = len(executor.queued_tasks) + len(executor.queued_callbacks)
+    if ledger is None or queued <= open_slots:
+        return original(executor, open_slots)
+    everything = original(executor, queued)
+    granted = {key: hold.sequence for key, _ in everything if (hold := ledger.get(key)) is not None}
+    after_all = max(granted.values(), default=0) + 1
+    everything.sort(key=lambda entry: granted.get(entry[0], after_all))
+    return everything[: max(0, open_slots)]
+
+
+REPLACEMENTS: Final[Mapping[str, Callable[..., Any]]] = {
+    "_do_scheduling": _do_scheduling,
+    "_executable_task_instances_to_queued": _executable_task_instances_to_queued,
+    "_enqueue_executor_callbacks": _enqueue_executor_callbacks,
+    "_process_executor_events": _process_executor_events,
+    "handle_miss": _handle_miss,
+    "_get_workloads_to_schedule": _get_workloads_to_schedule,
+}
+"""By the name of the method, as in `callback_priority.adapter.compat.REPLACED`."""
