@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, distribution
@@ -39,7 +40,10 @@ __all__ = ["Finding", "Status", "examine"]
 DISTRIBUTION: Final = "callback-priority"
 PLUGIN: Final = "callback_priority"
 
-RESTART = "restart the schedulers"
+RESTART: Final = "restart the schedulers"
+
+NEEDED: Final = ("package", "airflow", "hook", "entry points", "database", "tables", "configuration")
+"""The checks without which nothing works."""
 
 
 class Status(Enum):
@@ -106,7 +110,6 @@ def examine() -> list[Finding]:
     # The code to replace is looked at before Airflow loads its plugins, of which ours replaces it.
     findings.append(_checked("hook", lambda: _hook(wanted)))
     findings.append(_checked("entry points", _entry_points))
-    findings.append(_checked("mode", lambda: _mode(wanted)))
     try:
         with connected() as connection:
             findings += _with_database(connection, wanted)
@@ -117,6 +120,7 @@ def examine() -> list[Finding]:
         findings.append(_checked("configuration", lambda: _configuration(wanted, None)))
         findings.append(_checked("executors", lambda: _executors(wanted)))
         findings.append(_checked("slots", lambda: _slots(None)))
+    findings.append(_verdict(wanted, findings))
     return findings
 
 
@@ -152,6 +156,8 @@ def _with_database(connection: Connection, wanted: Wanted) -> Iterator[Finding]:
 def _checked(check: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
+    except CommandError as error:
+        return Finding(check=check, status=Status.FAIL, found=error.message, remedy=error.remedy)
     except Exception as error:  # noqa: BLE001 - whatever is broken here is what the reader wants to know
         return _cannot_check(check, error)
 
@@ -198,7 +204,8 @@ def _airflow() -> Finding:
             check="airflow",
             status=Status.FAIL,
             found=f"cannot be imported: {type(error).__name__}: {first_line(error)}",
-            remedy="run this command where a scheduler runs, with the scheduler's Python and environment",
+            remedy="run this command with the scheduler's Python and environment; if it is the same there, mend "
+            "Airflow's installation or configuration first",
         )
     return Finding(
         check="airflow",
@@ -214,7 +221,7 @@ def _wanted() -> Wanted:
         settings = parse_settings(raw)
     except ConfigurationError:
         settings = parse_settings({})
-        text = raw.get("mode", "")
+        text = raw.get("mode", "").strip().lower()
         return Wanted(
             raw=raw,
             mode=Mode(text) if text in set(map(str, Mode)) else Mode.OFF,
@@ -232,9 +239,15 @@ def _raw() -> dict[str, str]:
 
 
 def _hook(wanted: Wanted) -> Finding:
+    from callback_priority.adapter import hook
     from callback_priority.adapter.compat import mismatches
 
     reasons = mismatches()
+    if not reasons and wanted.mode is not Mode.OFF and not hook.installed():
+        # Nothing schedules in this process, so trying it is safe.
+        if not hook.install():
+            reasons = ["it fits this Airflow's code, but fails to install; `--verbose` shows what it logs"]
+        hook.uninstall()
     if reasons:
         return Finding(
             check="hook",
@@ -243,7 +256,13 @@ def _hook(wanted: Wanted) -> Finding:
             details=tuple(reasons),
             remedy="install the release of callback-priority that is made for this Airflow",
         )
-    return Finding(check="hook", status=Status.OK, found="fits this Airflow's code")
+    return Finding(
+        check="hook",
+        status=Status.OK,
+        found="fits this Airflow's code, and installs"
+        if wanted.mode is not Mode.OFF
+        else "fits this Airflow's code",
+    )
 
 
 def _entry_points() -> Finding:
@@ -276,7 +295,7 @@ def _entry_points() -> Finding:
     return Finding(check="entry points", status=Status.OK, found="Airflow sees the provider and the plugin")
 
 
-def _mode(wanted: Wanted) -> Finding:
+def _verdict(wanted: Wanted, findings: Sequence[Finding]) -> Finding:
     values = {"mode": str(wanted.mode)}
     if wanted.mode is Mode.OFF:
         return Finding(
@@ -286,8 +305,22 @@ def _mode(wanted: Wanted) -> Finding:
             remedy=f"set `[{SECTION}] mode` to `shadow` (decide and record) or `active`, and {RESTART}",
             values=values,
         )
+    failed = [each.check for each in findings if each.status is Status.FAIL and each.check in NEEDED]
+    if failed:
+        return Finding(
+            check="mode",
+            status=Status.FAIL,
+            found=f"{wanted.mode} is asked for, but Airflow runs unchanged",
+            remedy=f"mend what failed: {', '.join(failed)}",
+            values=values,
+        )
     told = {Mode.SHADOW: "decides and records, changes nothing", Mode.ACTIVE: "hands out the slots"}
-    return Finding(check="mode", status=Status.OK, found=f"{wanted.mode}: {told[wanted.mode]}", values=values)
+    return Finding(
+        check="mode",
+        status=Status.OK,
+        found=f"{wanted.mode}: {told[wanted.mode]}, in every scheduler that was started with it",
+        values=values,
+    )
 
 
 def _database(connection: Connection) -> Finding:
@@ -355,7 +388,10 @@ def _tables(connection: Connection) -> Finding:
 
 def _configuration(wanted: Wanted, pools: Mapping[str, int | None] | None) -> Finding:
     problems: tuple[Problem, ...] = ()
-    slots = parallelism()
+    slots: int | None = None
+    # What is wrong with the number itself is another check's finding.
+    with contextlib.suppress(CommandError):
+        slots = parallelism()
     try:
         if pools is None:
             problems = check_slots(parse_settings(wanted.raw), slots)
@@ -404,7 +440,7 @@ def _executors(wanted: Wanted) -> Finding:
         try:
             cls = ExecutorLoader.import_executor_cls(executor)[0]
         except Exception as error:  # noqa: BLE001 - as in _checked
-            broken.append(f"{name} cannot be imported: {first_line(error)}")
+            broken.append(f"{executor.module_path} cannot be imported: {first_line(error)}")
             continue
         (able if getattr(cls, "supports_callbacks", False) else unable).append(name)
     values = {"can_run_callbacks": able, "cannot_run_callbacks": unable, "broken": broken}
@@ -430,14 +466,6 @@ def _executors(wanted: Wanted) -> Finding:
 def _slots(schedulers: int | None) -> Finding:
     slots = parallelism()
     values = {"parallelism": slots, "schedulers": schedulers}
-    if slots <= 0:
-        return Finding(
-            check="slots",
-            status=Status.FAIL,
-            found=f"[core] parallelism is {slots}: no workload can ever start",
-            remedy=f"set it to 1 or more, and {RESTART}",
-            values=values,
-        )
     total = f", {slots * schedulers} in all" if schedulers else ""
     return Finding(check="slots", status=Status.OK, found=f"{slots} for each scheduler{total}", values=values)
 

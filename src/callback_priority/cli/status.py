@@ -139,7 +139,7 @@ def _text(found: Overview) -> str:
     ]
     rows = []
     for pool in found.pools:
-        slots = "no end" if pool.slots is None else str(pool.slots)
+        slots = str(pool.slots) if pool.slots is not None else "no end" if pool.exists else "gone"
         rows += [[pool.pool, slots, *line(each), *quota(each)] for each in pool.classes]
     if rows:
         lines += ["", *columns(["pool", "slots", *names, "reserve", "limit"], rows, left=(0, 2))]

@@ -145,7 +145,18 @@ def living_since(now: datetime) -> datetime:
 
 
 def parallelism() -> int:
-    """The slots of one scheduler."""
+    """The slots of one scheduler.
+
+    Raises:
+        CommandError: Airflow could not start with it either.
+    """
     from airflow.configuration import conf
 
-    return int(conf.getint("core", "parallelism"))
+    text = conf.get("core", "parallelism")
+    try:
+        slots = int(text)
+    except ValueError:
+        slots = 0
+    if slots <= 0:
+        raise CommandError(f"[core] parallelism is {text!r}", "set it to a whole number, 1 or more")
+    return slots
