@@ -248,6 +248,19 @@ def test_what_waits_for_somebody_is_warned_of(database, configure, doctor):
     assert "restart the schedulers" in checks["strays"]["remedy"]
 
 
+@ONLY_SQLITE
+def test_a_scheduler_that_grants_nothing_while_callbacks_wait_is_worth_a_look(database, configure, doctor):
+    """The breaker is open, or the hook is not there; or all slots are held, which only a person can tell."""
+    configure(mode="active")
+    add_scheduler(database, 1)
+    add_items(database, 1, ago=30)
+    assert doctor()[1]["activity"]["status"] == "OK", "it may have come up just now"
+    add_items(database, 1, ago=600)
+    assert doctor()[1]["activity"]["status"] == "WARN"
+    write_flows(database, [flow(ServiceClass.TASK, 30)])
+    assert doctor()[1]["activity"]["status"] == "OK"
+
+
 def environment_of(airflow_home, url=None, **options):
     return airflow_home.subprocess_environment(
         url, options={"callback_priority": options} if options else None

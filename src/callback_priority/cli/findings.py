@@ -27,8 +27,11 @@ from callback_priority.cli.surroundings import (
     parallelism,
 )
 from callback_priority.cli.text import count, duration
+from callback_priority.core.units import MICROSECONDS
 from callback_priority.errors import ConfigurationError, Problem
 from callback_priority.persistence import deployment
+from callback_priority.persistence.flows import read_flows
+from callback_priority.persistence.status import backlog
 from callback_priority.persistence.tables import VERSION_TABLE
 from callback_priority.policy.checks import check_slots
 from callback_priority.policy.options import OPTIONS_BY_NAME, SECTION
@@ -41,6 +44,9 @@ DISTRIBUTION: Final = "callback-priority"
 PLUGIN: Final = "callback_priority"
 
 RESTART: Final = "restart the schedulers"
+
+QUIET_SECONDS: Final = 120
+"""A scheduler that hands out nothing for so long while callbacks wait is worth a look."""
 
 NEEDED: Final = ("package", "airflow", "hook", "entry points", "database", "tables", "configuration")
 """The checks without which nothing works."""
@@ -148,6 +154,8 @@ def _with_database(connection: Connection, wanted: Wanted) -> Iterator[Finding]:
     yield checked("slots", lambda: _slots(len(schedulers)))
     yield checked("schedulers", lambda: _schedulers(schedulers, now))
     if tables and tables.status is not Status.FAIL:
+        if wanted.mode is not Mode.OFF:
+            yield checked("activity", lambda: _activity(connection, now))
         yield checked("dead schedulers", lambda: _dead(connection, now))
         yield checked("parked", lambda: _parked(connection))
         yield checked("strays", lambda: _strays(connection, wanted, now, bool(schedulers)))
@@ -490,6 +498,28 @@ def _schedulers(schedulers: list[deployment.Scheduler], now: datetime) -> Findin
         ),
         values={"schedulers": [{"job_id": each.job_id, "hostname": each.hostname} for each in schedulers]},
     )
+
+
+def _activity(connection: Connection, now: datetime) -> Finding:
+    """The only trace, outside of a scheduler's process, of a hook that has stepped aside."""
+    latest_us = max((flow.recent_at for flow in read_flows(connection).values()), default=0)
+    waits_since = min(
+        (each.oldest_enqueued_at for each in backlog(connection) if each.oldest_enqueued_at), default=now
+    )
+    idle = now.timestamp() - latest_us / MICROSECONDS if latest_us else None
+    waited = (now - waits_since).total_seconds()
+    values = {"last_seconds_ago": idle, "oldest_wait_seconds": waited}
+    found = "nothing was ever granted" if idle is None else f"slot-time last recorded {duration(idle)} ago"
+    if waited > QUIET_SECONDS and (idle is None or idle > QUIET_SECONDS):
+        return Finding(
+            check="activity",
+            status=Status.WARN,
+            found=f"{found}, though a callback has waited for {duration(waited)}",
+            remedy="see in `callback-priority status` whether every slot is held by long work; if not, look for "
+            "callback-priority in the schedulers' logs",
+            values=values,
+        )
+    return Finding(check="activity", status=Status.OK, found=found, values=values)
 
 
 def _dead(connection: Connection, now: datetime) -> Finding:
