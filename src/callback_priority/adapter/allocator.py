@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
@@ -37,17 +37,17 @@ from sqlalchemy.exc import OperationalError
 
 from callback_priority.adapter import callbacks
 from callback_priority.adapter.breaker import Breaker
+from callback_priority.adapter.handover import HandOver
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
-from callback_priority.adapter.planning import Aside, PlanInput, Router, offered_pools, snapshot_of, without
+from callback_priority.adapter.planning import PlanInput, Router, offered_pools, snapshot_of, without
 from callback_priority.adapter.savepoints import savepoint
+from callback_priority.adapter.shadow import Shadow
+from callback_priority.adapter.turn import Turn
 from callback_priority.adapter.upkeep import Upkeep
 from callback_priority.core.accounting import flow_state, settle
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
-from callback_priority.core.flows import FlowState
-from callback_priority.core.ledger import Ledger
-from callback_priority.core.observed import charge_observed
 from callback_priority.core.slot_loop import decide
-from callback_priority.core.snapshot import Candidate, Decision, Grant, Snapshot, TaskAnswer
+from callback_priority.core.snapshot import Decision, TaskAnswer
 from callback_priority.core.units import MICROSECONDS, SlotMicros
 from callback_priority.errors import InternalError
 from callback_priority.persistence import items
@@ -68,37 +68,6 @@ HURRIED_IDLE_SLEEP_SECONDS: Final = 0.1
 """How long an idle scheduler sleeps when callbacks may be waiting for its next loop."""
 
 Select = Callable[..., "list[Any]"]
-
-_ANONYMOUS: Final = Candidate()
-
-
-@attrs.define(kw_only=True)
-class Turn:
-    """One pass through the critical section, from the first read to the hand-over after the commit."""
-
-    now: datetime
-    monotonic_us: int
-    pools: Mapping[str, Any]
-    flows: dict[FlowKey, FlowState]
-    changed: dict[FlowKey, FlowState]
-    snapshot: Snapshot
-    heads: dict[UUID, items.Head]
-    aside: list[Aside]
-    unfit: dict[UUID, str]
-    charges: dict[ServiceClass, SlotMicros]
-    decision: Decision
-    offer: Decision
-    workloads: dict[UUID, Any] = attrs.field(factory=dict)
-    elsewhere: set[UUID] = attrs.field(factory=set)
-    missing: set[UUID] = attrs.field(factory=set)
-    unreported: Mapping[str, int] = attrs.field(factory=dict)
-    task_instances: list[Any] = attrs.field(factory=list)
-    recorded: bool = False
-
-    @property
-    def granted(self) -> list[UUID]:
-        """The callbacks granted, in order."""
-        return [grant.candidate.id for grant in self.decision.grants if grant.candidate.id is not None]  # type: ignore[misc]
 
 
 class SlotAllocator:
@@ -126,13 +95,14 @@ class SlotAllocator:
         self.living = timedelta(seconds=living_seconds)
         self.clock = clock
         self.utcnow = utcnow
-        self.ledger = Ledger()
-        self.in_flight = InFlight(runner.executors, self.ledger)
+        self.in_flight = InFlight(runner.executors, clock)
+        self.ledger = self.in_flight.ledger
         self.router = Router(runner, self.in_flight)
+        self.hand = HandOver(self.in_flight, self.router, utcnow, self._failed)
+        self.shadow = Shadow(self.in_flight, settings, runner.job.id)
         self.breaker = Breaker(settings.failure_threshold, settings.failure_back_off_seconds)
         self.upkeep = Upkeep(settings, self.in_flight, clock)
         self.turn: Turn | None = None
-        self.observed: dict[FlowKey, list[int]] = {}
         self.charges: dict[ServiceClass, SlotMicros] = {}
         self.idle_sleep_seconds: float = runner._scheduler_idle_sleep_time
         for executor in runner.executors:
@@ -177,7 +147,15 @@ class SlotAllocator:
             self._failed("plan", error)
             return original(max_tis, session=session)
         if not self.active:
-            return self._observe(turn, original, max_tis, session)
+            found = original(max_tis, session=session)
+            try:
+                with savepoint(connection, "callback_priority_shadow"):
+                    self.shadow.record(connection, turn, found)
+                turn.recorded = True
+                self.turn = turn
+            except Exception as error:
+                self._failed("shadow", error)
+            return found
         try_again = True
         while try_again:
             asked = min(turn.offer.task_slots, max_tis - len(turn.task_instances))
@@ -193,8 +171,10 @@ class SlotAllocator:
                 self._failed("answer", error)
                 return turn.task_instances
         try:
-            with savepoint(connection, "callback_priority_grant"):
-                self._record(session, turn)
+            if turn.changes_something():
+                with savepoint(connection, "callback_priority_grant"):
+                    self._record(session, turn)
+            turn.recorded = True
         except Exception as error:
             self._failed("grant", error)
             return turn.task_instances
@@ -213,7 +193,7 @@ class SlotAllocator:
     def _plan(self, session: Session, pools: Mapping[str, Any]) -> Turn:
         """Read, settle and decide; writes nothing."""
         connection = session.connection()
-        now, monotonic_us = self.utcnow(), round(self.clock() * MICROSECONDS)
+        now, monotonic_us = self.utcnow(), self.in_flight.now_us()
         epoch_us = round(now.timestamp() * MICROSECONDS)
         self.upkeep.reconcile(session)
         state = read_state(connection, living_since=now - self.living, own_job_id=self.runner.job.id)
@@ -230,7 +210,7 @@ class SlotAllocator:
             flows=flows,
             pairs=items.waiting_pairs(connection),
         )
-        snapshot, heads, aside, unfit = snapshot_of(session, plan, self.router)
+        snapshot, aside, unfit = snapshot_of(session, plan, self.router)
         self.charges = {
             cls: flow_state(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls), flows, 0, self.settings).estimate
             for cls in CLASS_ORDER
@@ -242,7 +222,6 @@ class SlotAllocator:
             flows=flows,
             changed=changed,
             snapshot=snapshot,
-            heads=heads,
             aside=aside,
             unfit=unfit,
             charges=self.charges,
@@ -358,7 +337,6 @@ class SlotAllocator:
         self._set_aside(connection, turn)
         if flows := {**turn.changed, **turn.decision.flows}:
             write_flows(connection, flows.values())
-        turn.recorded = True
 
     def _set_aside(self, connection: Any, turn: Turn) -> None:
         """Take what cannot run out of the way of what can."""
@@ -380,57 +358,6 @@ class SlotAllocator:
             items.park(connection, ids, retry_at=retry_at, reason=reason)
             log.warning("%d callback(s) set aside until %s: %s", len(ids), retry_at, reason)
 
-    # Shadow -----------------------------------------------------------------------------------------------
-
-    def _observe(self, turn: Turn, original: Select, max_tis: int, session: Session) -> list[Any]:
-        """Let Airflow do as it does; record what would have been granted, charge what was."""
-        turn.task_instances = found = original(max_tis, session=session)
-        try:
-            with savepoint(session.connection(), "callback_priority_shadow"):
-                charges = {flow: list(each) for flow, each in self.observed.items()}
-                charge = turn.charges[ServiceClass.TASK]
-                for task_instance in found:
-                    for level, scope, width in (
-                        (Level.SCHEDULER, SCHEDULER_SCOPE, 1),
-                        (Level.POOL, task_instance.pool, task_instance.pool_slots),
-                    ):
-                        key = FlowKey(level, scope, ServiceClass.TASK)
-                        charges.setdefault(key, []).append(width * charge)
-                flows = turn.changed | charge_observed(turn.flows, charges, self.settings, turn.snapshot.now)
-                items.mark_decided(session.connection(), turn.granted, turn.now)
-                if flows:
-                    write_flows(session.connection(), flows.values())
-            turn.recorded = True
-            turn.decision = attrs.evolve(
-                turn.decision,
-                grants=tuple(Grant(ServiceClass.TASK, ti.pool, _ANONYMOUS) for ti in found),
-            )
-            self.turn = turn
-        except Exception as error:
-            self._failed("shadow", error)
-        return found
-
-    def _charge_stock_callbacks(self, session: Session) -> None:
-        """In shadow mode: book the callbacks that Airflow's own step has just queued."""
-        queued: dict[UUID, str] = {}
-        for label, executor in self.in_flight.by_label.items():
-            for key in executor.queued_callbacks:
-                if key not in self.ledger:
-                    queued[UUID(key.id)] = label
-        if not queued:
-            return
-        connection = session.connection()
-        now = self.utcnow()
-        items.mark_granted(connection, queued, now=now, job_id=self.runner.job.id, charges=self.charges)
-        for item in items.granted_items(connection, self.runner.job.id):
-            if item.callback_id not in queued:
-                continue
-            label = queued[item.callback_id]
-            charge = self.charges.get(item.service_class, self.settings.initial_estimate)
-            self._hold(CallbackKey(str(item.callback_id)), item.service_class, item.pool, 1, label, charge)
-            for level, scope in ((Level.SCHEDULER, SCHEDULER_SCOPE), (Level.POOL, item.pool)):
-                self.observed.setdefault(FlowKey(level, scope, item.service_class), []).append(charge)
-
     # After the commit -------------------------------------------------------------------------------------
 
     def hand_over(self, session: Session) -> int:
@@ -444,10 +371,11 @@ class SlotAllocator:
         try:
             if turn is not None and turn.recorded:
                 self.ledger.settled()
-                self.observed.clear()
+                self.shadow.committed()
                 self.breaker.succeeded()
-                handed = self._hand_over(session, turn)
-            self._adopt_queued()
+                handed = self.hand.give(session, turn)
+                self._count("callbacks_granted", handed)
+            self.hand.adopt_queued()
         except Exception as error:
             self._failed("hand over", error)
         return handed
@@ -455,87 +383,6 @@ class SlotAllocator:
     def abandon(self) -> None:
         """The transaction did not commit: nothing was granted."""
         self.turn = None
-
-    def _hand_over(self, session: Session, turn: Turn) -> int:
-        queued_in = {
-            key: label for label, executor in self.in_flight.by_label.items() for key in executor.queued_tasks
-        }
-        task_instances = iter(turn.task_instances)
-        refused: dict[UUID, str] = {}
-        returned: list[UUID] = []
-        for grant in turn.decision.grants:
-            charge = turn.charges[grant.service_class]
-            if grant.candidate.id is None:
-                task_instance = next(task_instances)
-                key = task_instance.key
-                label = queued_in.get(key, "")
-                width = task_instance.pool_slots
-                self._hold(
-                    key, grant.service_class, task_instance.pool, width, label, charge, turn.monotonic_us
-                )
-                if not label:
-                    # Airflow selected it and then did not queue it (its Dag run has ended): the charge goes back.
-                    self.ledger.release(key)
-                continue
-            callback_id: UUID = grant.candidate.id  # type: ignore[assignment]
-            label = str(grant.candidate.executor)
-            key = CallbackKey(str(callback_id))
-            self._hold(key, grant.service_class, grant.pool, 1, label, charge, turn.monotonic_us)
-            try:
-                self.in_flight.by_label[label].queue_workload(turn.workloads[callback_id], session=session)
-            except NotImplementedError as error:
-                self.router.unsupported.add(label)
-                refused[callback_id] = f"executor does not run callbacks: {error}"
-                self.ledger.release(key)
-            except Exception as error:
-                self._failed("queue workload", error)
-                returned.append(callback_id)
-                self.ledger.release(key)
-        if refused or returned:
-            self._take_back(session, refused, returned)
-        granted = len(turn.granted)
-        self._count("callbacks_granted", granted)
-        return granted
-
-    def _take_back(self, session: Session, refused: dict[UUID, str], returned: list[UUID]) -> None:
-        """Undo grants that an executor did not take."""
-        connection = session.connection()
-        with savepoint(connection, "callback_priority_return"):
-            if refused:
-                callbacks.fail(connection, refused)
-                items.mark_done(connection, refused, self.utcnow(), "its executor does not run callbacks")
-            if returned:
-                callbacks.to_pending(connection, returned)
-                items.requeue(connection, returned, "its executor did not take it")
-
-    def _adopt_queued(self) -> None:
-        """Enter what reached an executor by other ways, so that it is not lost from sight once dispatched."""
-        for label, executor in self.in_flight.by_label.items():
-            for key in executor.queued_tasks:
-                self._hold(key, ServiceClass.TASK, None, 1, label, SlotMicros(0))
-            if self.active:
-                for key in executor.queued_callbacks:
-                    self._hold(key, ServiceClass.DEADLINE, None, 1, label, SlotMicros(0))
-
-    def _hold(
-        self,
-        key: Hashable,
-        service_class: ServiceClass,
-        pool: str | None,
-        width: int,
-        label: str,
-        charge: SlotMicros,
-        at: int | None = None,
-    ) -> None:
-        self.ledger.grant(
-            key,
-            service_class=service_class,
-            pool=pool,
-            executor=label,
-            now=round(self.clock() * MICROSECONDS) if at is None else at,
-            charge=charge,
-            width=width,
-        )
 
     # Events and upkeep ------------------------------------------------------------------------------------
 
@@ -576,9 +423,12 @@ class SlotAllocator:
         if not self.active or self.aside:
             original()
             if not self.active:
-                self._guarded(session, "shadow", lambda: self._charge_stock_callbacks(session))
+                self._guarded(session, "shadow", lambda: self._note_queued(session))
         elif new:
             self.hurry()
+
+    def _note_queued(self, session: Session) -> None:
+        self.shadow.note_queued(session.connection(), self.utcnow(), self.charges)
 
     def _guarded(self, session: Session, what: str, action: Callable[[], None]) -> None:
         try:

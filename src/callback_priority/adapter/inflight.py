@@ -8,13 +8,14 @@ not ended; what an executor holds is the union of both. Connection tests hold ex
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.ledger import Ledger
+from callback_priority.core.units import MICROSECONDS, SlotMicros
 
 __all__ = ["InFlight", "Occupancy", "executor_label", "queued_and_running"]
 
@@ -60,11 +61,12 @@ class InFlight:
 
     Args:
         executors: The scheduler's executors.
-        ledger: What was granted and has not ended.
+        clock: Seconds of a clock that never goes back.
     """
 
-    def __init__(self, executors: Sequence[Any], ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, executors: Sequence[Any], clock: Callable[[], float]) -> None:
+        self.ledger = Ledger()
+        self.clock = clock
         self.by_label = {
             executor_label(executor, place): executor for place, executor in enumerate(executors)
         }
@@ -96,6 +98,42 @@ class InFlight:
             tests = sum(1 for where in self.connection_tests.values() if where == label)
             held[ServiceClass.TASK] += max(0, inside - granted[label] - tests)
         return Occupancy(held=held, free=free, unreported=unreported, total=total)
+
+    def now_us(self) -> int:
+        """The clock in microseconds, as the ledger counts."""
+        return round(self.clock() * MICROSECONDS)
+
+    def hold(
+        self,
+        key: Hashable,
+        service_class: ServiceClass,
+        label: str,
+        *,
+        charge: SlotMicros,
+        pool: str | None = None,
+        width: int = 1,
+        at: int | None = None,
+    ) -> None:
+        """Enter a slot as taken; one that is entered already stays as it is.
+
+        Args:
+            key: What holds it.
+            service_class: Its class.
+            label: Its executor.
+            charge: What its flows were charged.
+            pool: The pool it draws on, if known.
+            width: Pool slots.
+            at: Since when, in microseconds of the clock; now if not given.
+        """
+        self.ledger.grant(
+            key,
+            service_class=service_class,
+            pool=pool,
+            executor=label,
+            now=self.now_us() if at is None else at,
+            charge=charge,
+            width=width,
+        )
 
     def ended(self, keys: Iterable[Hashable]) -> None:
         """Free the slots of what has ended."""

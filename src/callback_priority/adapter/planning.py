@@ -164,7 +164,7 @@ class Router:
 
 def snapshot_of(
     session: Session, plan: PlanInput, router: Router
-) -> tuple[Snapshot, dict[UUID, Head], list[Aside], dict[UUID, str]]:
+) -> tuple[Snapshot, list[Aside], dict[UUID, str]]:
     """Read what waits, as much of it as could be granted, into a snapshot.
 
     Args:
@@ -173,7 +173,7 @@ def snapshot_of(
         router: Finds executors.
 
     Returns:
-        The snapshot; the callbacks in it; those to set aside; those that can never run.
+        The snapshot; callbacks to set aside; callbacks that can never run.
     """
     free = plan.free_slots
     pools = {name: _pool_slots(name, stats, plan.held) for name, stats in plan.pools.items()}
@@ -203,7 +203,7 @@ def snapshot_of(
         executor_slots=plan.occupancy.free,
         flows=plan.flows,
     )
-    return snapshot, {head.callback_id: head for head in found}, aside, never
+    return snapshot, aside, never
 
 
 def _pool_slots(

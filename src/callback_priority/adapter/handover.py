@@ -1,0 +1,130 @@
+"""After the commit: granted callbacks reach their executors, and every slot taken is entered in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from airflow.models.callback import CallbackKey
+
+from callback_priority.adapter import callbacks
+from callback_priority.adapter.inflight import InFlight
+from callback_priority.adapter.planning import Router
+from callback_priority.adapter.savepoints import savepoint
+from callback_priority.adapter.turn import Turn
+from callback_priority.core.classes import ServiceClass
+from callback_priority.core.units import SlotMicros
+from callback_priority.persistence import items
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["HandOver"]
+
+
+class HandOver:
+    """Gives workloads to executors, in the order in which they were granted slots.
+
+    Args:
+        in_flight: The executors and what they hold.
+        router: Is told of executors that turn out not to run callbacks.
+        utcnow: The present.
+        failed: Is told of what an executor raises.
+    """
+
+    def __init__(
+        self,
+        in_flight: InFlight,
+        router: Router,
+        utcnow: Callable[[], datetime],
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self.in_flight = in_flight
+        self.router = router
+        self.utcnow = utcnow
+        self.failed = failed
+
+    def give(self, session: Session, turn: Turn) -> int:
+        """Give the callbacks of a committed turn to their executors; Airflow has queued the task instances.
+
+        Args:
+            session: A transaction that begins: Airflow's critical section has been committed.
+            turn: The turn.
+
+        Returns:
+            How many callbacks were granted.
+        """
+        refused: dict[UUID, str] = {}
+        returned: list[UUID] = []
+        self._enter(turn)
+        for grant in turn.decision.grants:
+            callback_id = grant.candidate.id
+            if not isinstance(callback_id, UUID):
+                continue
+            label = str(grant.candidate.executor)
+            try:
+                self.in_flight.by_label[label].queue_workload(turn.workloads[callback_id], session=session)
+            except NotImplementedError as error:
+                self.router.unsupported.add(label)
+                refused[callback_id] = f"its executor does not run callbacks: {error}"
+            except Exception as error:  # noqa: BLE001 - an executor's failure costs this callback a loop, no more
+                self.failed("queue workload", error)
+                returned.append(callback_id)
+        if refused or returned:
+            self.in_flight.ended(CallbackKey(str(each)) for each in (*refused, *returned))
+            self._take_back(session, refused, returned)
+        return len(turn.granted)
+
+    def _enter(self, turn: Turn) -> None:
+        """Enter the turn's grants in the ledger, task instances in the places that were granted to tasks."""
+        queued_in = {
+            key: label for label, executor in self.in_flight.by_label.items() for key in executor.queued_tasks
+        }
+        task_instances = iter(turn.task_instances)
+        for grant in turn.decision.grants:
+            charge = turn.charges[grant.service_class]
+            if grant.candidate.id is not None:
+                self.in_flight.hold(
+                    CallbackKey(str(grant.candidate.id)),
+                    grant.service_class,
+                    str(grant.candidate.executor),
+                    charge=charge,
+                    pool=grant.pool,
+                    at=turn.monotonic_us,
+                )
+                continue
+            task_instance = next(task_instances)
+            key = task_instance.key
+            self.in_flight.hold(
+                key,
+                ServiceClass.TASK,
+                queued_in.get(key, ""),
+                charge=charge,
+                pool=task_instance.pool,
+                width=task_instance.pool_slots,
+                at=turn.monotonic_us,
+            )
+            if key not in queued_in:
+                # Airflow selected it and did not queue it (its Dag run has ended): the charge goes back.
+                self.in_flight.ended([key])
+
+    def _take_back(self, session: Session, refused: dict[UUID, str], returned: list[UUID]) -> None:
+        """Undo grants that an executor did not take."""
+        connection = session.connection()
+        with savepoint(connection, "callback_priority_return"):
+            if refused:
+                callbacks.fail(connection, refused)
+                items.mark_done(connection, refused, self.utcnow(), "can never run: its output says why")
+            if returned:
+                callbacks.to_pending(connection, returned)
+                items.requeue(connection, returned, "its executor did not take it")
+
+    def adopt_queued(self) -> None:
+        """Enter what reached an executor by other ways, so that it is not lost from sight once dispatched."""
+        for label, executor in self.in_flight.by_label.items():
+            for key in executor.queued_tasks:
+                self.in_flight.hold(key, ServiceClass.TASK, label, charge=SlotMicros(0))
+            for key in executor.queued_callbacks:
+                self.in_flight.hold(key, ServiceClass.DEADLINE, label, charge=SlotMicros(0))
