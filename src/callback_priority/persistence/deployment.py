@@ -122,7 +122,7 @@ _PARKED: Final[Select[Any]] = (
     .where(_ITEM.state == ItemState.PARKED.value)
     .group_by(_ITEM.reason)
 )
-_STRAYS: Final[Select[Any]] = select(func.count(), func.min(_CALLBACK.created_at)).where(
+_STRAYS: Final = select(func.count(), func.min(_CALLBACK.created_at)).where(
     and_(_CALLBACK.type == CALLBACK_TYPE_EXECUTOR, _CALLBACK.state == CALLBACK_PENDING),
     ~exists().where(_ITEM.callback_id == _CALLBACK.id, _ITEM.state.in_(_OPEN)),
 )
