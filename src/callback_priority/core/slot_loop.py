@@ -74,13 +74,13 @@ def decide(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
 
 
 class _Party:
-    """A class at the scheduler's slots: the heads of its lines, the smallest rank first."""
+    """A class at the scheduler's slots: the heads of its lines, the smallest rank first, ties by the pools' names."""
 
     __slots__ = ("heads", "limit_left", "lines", "reason", "unmet")
 
     def __init__(self, lines: Sequence[Line], limit_left: int, unmet: int) -> None:
         self.lines = lines
-        self.heads = [(line.candidates[0].rank, place, line) for place, line in enumerate(lines)]
+        self.heads = [(line.candidates[0].rank, line.pool, line) for line in lines]
         heapify(self.heads)
         self.limit_left = limit_left
         self.unmet = unmet
@@ -91,7 +91,7 @@ class _Party:
         if not line.has_head:
             heappop(self.heads)
         elif len(self.heads) > 1:
-            heapreplace(self.heads, (line.candidates[line.position].rank, self.heads[0][1], line))
+            heapreplace(self.heads, (line.candidates[line.position].rank, line.pool, line))
 
     def stop(self, reason: Reason) -> None:
         """A quota of the scheduler keeps all its lines from more."""
