@@ -7,16 +7,14 @@ nothing is touched at all.
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import wrapt
 from airflow.configuration import conf
 
-from callback_priority.adapter import compat
+from callback_priority.adapter import compat, patches
 from callback_priority.adapter.config import raw_section
 from callback_priority.policy.settings import Mode
 
@@ -26,7 +24,6 @@ log = logging.getLogger(__name__)
 
 SCHEDULER_MODULE: Final = "airflow.jobs.scheduler_job_runner"
 
-_originals: dict[str, Any] = {}
 _awaited: set[str] = set()
 
 
@@ -41,7 +38,7 @@ def install_on_import() -> None:
 
 def installed() -> bool:
     """Whether Airflow's methods are replaced in this process."""
-    return bool(_originals)
+    return patches.applied()
 
 
 def install() -> bool:
@@ -50,7 +47,7 @@ def install() -> bool:
     Returns:
         Whether they are replaced.
     """
-    if _originals:
+    if patches.applied():
         return True
     try:
         # A wrong mode is reported with everything else that is wrong, when the scheduler starts.
@@ -62,27 +59,13 @@ def install() -> bool:
         # Not at the top: it imports the scheduler's code, which most processes never need.
         from callback_priority.adapter.replacements import REPLACEMENTS  # noqa: PLC0415
 
-        originals = {name: target.cls.__dict__[name] for name, target in compat.REPLACED.items()}
-        for name, target in compat.REPLACED.items():
-            setattr(target.cls, name, _replacement(REPLACEMENTS[name], originals[name]))
-            _originals[name] = originals[name]
+        patches.apply(REPLACEMENTS)
     except Exception:
         log.exception("callback-priority could not be installed; Airflow runs as it is")
-        uninstall()
         return False
     return True
 
 
 def uninstall() -> None:
     """Put Airflow's methods back."""
-    for name, original in _originals.items():
-        setattr(compat.REPLACED[name].cls, name, original)
-    _originals.clear()
-
-
-def _replacement(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return function(original, *args, **kwargs)
-
-    return method
+    patches.undo()

@@ -19,7 +19,7 @@ from airflow.models.pool import Pool
 from airflow.utils.session import create_session
 from sqlalchemy import inspect, select
 
-from callback_priority.adapter import compat, hook
+from callback_priority.adapter import compat, patches
 from callback_priority.adapter.allocator import NEW_ITEMS, SlotAllocator
 from callback_priority.adapter.config import raw_section
 from callback_priority.errors import ConfigurationError
@@ -51,7 +51,7 @@ def _allocator(runner: SchedulerJobRunner) -> SlotAllocator | None:
 
 def _start(runner: SchedulerJobRunner) -> None:
     """Make the scheduler's allocator, once everything it needs is there."""
-    if not hook.installed() or _allocator(runner) is not None:
+    if not patches.applied() or _allocator(runner) is not None:
         return
     if time.monotonic() < runner.__dict__.get(_RETRY_AT, 0.0):
         return
@@ -60,7 +60,7 @@ def _start(runner: SchedulerJobRunner) -> None:
         settings = _settings(runner)
     except ConfigurationError as error:
         log.error("callback-priority is off and Airflow runs as it is. %s", error)  # noqa: TRY400 - its text says all
-        hook.uninstall()
+        patches.undo()
     except Exception:
         log.exception("callback-priority could not start and tries again; until then Airflow runs as it is")
     else:
