@@ -261,6 +261,23 @@ def test_a_scheduler_that_grants_nothing_while_callbacks_wait_is_worth_a_look(da
     assert doctor()[1]["activity"]["status"] == "OK"
 
 
+@ONLY_SQLITE
+def test_a_database_that_goes_away_meanwhile_is_one_more_failure(
+    airflow_database, configure, doctor, monkeypatch
+):
+    from callback_priority.persistence import deployment
+
+    def lose_it(*args, **kwargs):
+        raise sa.exc.OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    configure(mode="active")
+    monkeypatch.setattr(deployment, "living_schedulers", lose_it)
+    status, checks = doctor()
+    assert status == 1
+    assert "server closed the connection" in checks["database"]["found"]
+    assert "database" in checks["mode"]["remedy"]
+
+
 def environment_of(airflow_home, url=None, **options):
     return airflow_home.subprocess_environment(
         url, options={"callback_priority": options} if options else None

@@ -14,6 +14,7 @@ import attrs
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
+from sqlalchemy.exc import SQLAlchemyError
 
 from callback_priority import __version__
 from callback_priority.cli.surroundings import (
@@ -126,6 +127,15 @@ def examine() -> list[Finding]:
         findings.append(_checked("configuration", lambda: _configuration(wanted, None)))
         findings.append(_checked("executors", lambda: _executors(wanted)))
         findings.append(_checked("slots", lambda: _slots(None)))
+    except SQLAlchemyError as error:
+        findings.append(
+            Finding(
+                check="database",
+                status=Status.FAIL,
+                found=f"does not answer any more: {first_line(error)}",
+                remedy="run `airflow db check`; if that is well, run this command again",
+            )
+        )
     findings.append(_verdict(wanted, findings))
     return findings
 
@@ -535,7 +545,7 @@ def _dead(connection: Connection, now: datetime) -> Finding:
             f"{count(items, 'callback')} of {'no scheduler' if job is None else f'job {job}'}"
             for job, items in granted.items()
         ),
-        remedy="they hold no slots; a living scheduler settles them when it adopts what the dead one ran",
+        remedy="they hold no slots; a sweep closes each when its callback ends or is set back to pending",
         values={"callbacks": {str(job): items for job, items in granted.items()}},
     )
 

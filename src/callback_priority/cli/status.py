@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _json(found: Overview, *, compact: bool) -> str:
     import attrs
 
-    return json.dumps(attrs.asdict(found), default=str, indent=None if compact else 2)
+    return json.dumps(attrs.asdict(found), default=datetime.isoformat, indent=None if compact else 2)
 
 
 def _text(found: Overview) -> str:
