@@ -136,6 +136,9 @@ def move_average(estimate: SlotMicros, hold: SlotMicros) -> SlotMicros:
 
     The eighth is TCP's smoothing of round-trip times (Jacobson, 1988, "Congestion Avoidance and Control"):
     quick enough to follow a change within a dozen holds, slow enough that one outlier moves it little.
+
+    >>> move_average(SlotMicros(800), SlotMicros(1_600)), move_average(SlotMicros(800), SlotMicros(0))
+    (900, 700)
     """
     return SlotMicros(max(1, estimate + ((hold - estimate) >> 3)))
 

@@ -62,6 +62,23 @@ def decide(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
 
     Returns:
         The grants in their order, a reason for each refusal, and the flows that changed.
+
+    >>> from callback_priority.core.snapshot import PoolSlots
+    >>> from callback_priority.policy.settings import Settings
+    >>> snapshot = Snapshot(
+    ...     now=0,
+    ...     free_slots=3,
+    ...     pools={"default_pool": PoolSlots(open_slots=128)},
+    ...     backlogs=[
+    ...         Backlog(service_class=cls, pool="default_pool", candidates=[Candidate(), Candidate()])
+    ...         for cls in (ServiceClass.TASK, ServiceClass.DEADLINE)
+    ...     ],
+    ... )
+    >>> decision = decide(snapshot, Settings())
+    >>> [str(grant.service_class) for grant in decision.grants]
+    ['deadline', 'task', 'deadline']
+    >>> [f"{refusal.service_class}: {refusal.reason}" for refusal in decision.refusals]
+    ['task: no_free_slot']
     """
     terms = Terms(snapshot, entitlements)
     while True:
