@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import attrs
 import pytest
 from hypothesis import Phase, example, find, given, settings
 from hypothesis import strategies as st
@@ -50,7 +51,8 @@ BLOCKED_THEN_BACK = Starts(
 
 @given(starts())
 @example(BLOCKED_THEN_BACK)
-@settings(max_examples=150)
+@example(attrs.evolve(BLOCKED_THEN_BACK, pooled=True))
+@settings(max_examples=200)
 def test_any_two_classes_that_wait_get_starts_in_proportion(scenario):
     """|N_f/w_f - N_g/w_g| <= c_f/w_f + c_g/w_g over any stretch in which both could be granted a slot.
 
@@ -65,6 +67,7 @@ def test_first_come_first_served_is_caught():
 
 def test_keeping_credit_while_blocked_is_caught():
     assert worst_unfairness(BLOCKED_THEN_BACK, never_clamped) > 1
+    assert worst_unfairness(attrs.evolve(BLOCKED_THEN_BACK, pooled=True), never_clamped) > 1
     assert caught(starts(), lambda each: worst_unfairness(each, never_clamped) > 1)
 
 

@@ -12,6 +12,7 @@ from callback_priority.core.accounting import settle
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.flows import FlowState
 from callback_priority.core.ledger import Ledger, Settlement
+from callback_priority.core.quotas import Quota
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import (
     Backlog,
@@ -112,11 +113,15 @@ class Round:
 
 @attrs.frozen
 class Starts:
-    """Passes in which a grant costs a class always the same, and that is what it is charged."""
+    """Passes in which a grant costs a class always the same, and that is what it is charged.
+
+    Where `pooled`, a pool is short of slots, not the scheduler.
+    """
 
     weights: Mapping[ServiceClass, int]
     costs: Mapping[ServiceClass, int]
     rounds: Sequence[Round]
+    pooled: bool = False
 
 
 @st.composite
@@ -134,6 +139,7 @@ def starts(draw: st.DrawFn, *, always: bool = False, one_at_a_time: bool = False
         weights={cls: draw(weights) for cls in classes},
         costs={cls: draw(st.integers(1, 40)) * MICROSECONDS for cls in classes},
         rounds=draw(st.lists(rounds, min_size=5, max_size=40)),
+        pooled=draw(st.booleans()),
     )
 
 
@@ -144,14 +150,14 @@ def run_starts(scenario: Starts, decider: Decider = decide) -> list[list[Service
         scheduler_key(cls): FlowState(key=scheduler_key(cls), weight=scenario.weights[cls], estimate=cost)
         for cls, cost in scenario.costs.items()
     }
-    limited = _Limited(settings)
+    limited = _Limited(settings, Level.POOL if scenario.pooled else Level.SCHEDULER)
     granted: list[list[ServiceClass]] = []
     for number, each in enumerate(scenario.rounds):
         limited.stopped = each.blocked
         snapshot = Snapshot(
             now=number,
-            free_slots=each.slots,
-            pools={POOL: PoolSlots(open_slots=None)},
+            free_slots=50 if scenario.pooled else each.slots,
+            pools={POOL: PoolSlots(open_slots=each.slots if scenario.pooled else None)},
             backlogs=[
                 waiting(cls, max(0, each.slots) + 1, first=number * 10)
                 for cls in CLASS_ORDER
@@ -166,19 +172,18 @@ def run_starts(scenario: Starts, decider: Decider = decide) -> list[list[Service
 
 
 class _Limited:
-    """Entitlements under which some classes may hold nothing for a while."""
+    """Entitlements under which some classes may hold nothing for a while, at one of the levels."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, level: Level) -> None:
         self.settings = settings
+        self.level = level
         self.stopped: frozenset[ServiceClass] = frozenset()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.settings, name)
 
     def quota(self, level, scope, service_class):
-        if level is Level.SCHEDULER and service_class in self.stopped:
-            from callback_priority.core.quotas import Quota
-
+        if level is self.level and service_class in self.stopped:
             return Quota(limit_slots=0)
         return self.settings.quota(level, scope, service_class)
 
