@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         1 if a check failed, else 0.
     """
-    from callback_priority.cli.findings import Status, examine
+    from callback_priority.cli.examine import examine
+    from callback_priority.cli.findings import Status
     from callback_priority.cli.surroundings import quiet
 
     with quiet(verbose=arguments.verbose):
