@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ __all__ = ["Component", "ComponentDiedError", "Components", "adopt_orphans", "de
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _GRACE_SECONDS: Final = 4.0
 _TAIL_LINES: Final = 25
+_ROUNDS: Final = 20
 
 
 class ComponentDiedError(CallbackPriorityError):
@@ -62,6 +63,7 @@ class Components:
     environment: Mapping[str, str]
     log_directory: Path
     running: list[Component] = attrs.field(factory=list, init=False)
+    _bystanders: list[psutil.Process] = attrs.field(factory=lambda: psutil.Process().children(), init=False)
 
     def __enter__(self) -> Components:  # noqa: PYI034 - `Self` starts with 3.11
         return self
@@ -111,7 +113,7 @@ class Components:
                 _signal_group(component.process.pid, signal.SIGKILL)
                 component.process.wait()
             self.running.clear()
-            end_descendants()
+            end_descendants(self._bystanders)
 
 
 def adopt_orphans() -> bool:
@@ -125,29 +127,44 @@ def adopt_orphans() -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-def descendants() -> list[psutil.Process]:
-    """The processes below this one that are alive."""
-    alive = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
-    return alive
+def descendants(bystanders: Collection[psutil.Process] = ()) -> list[psutil.Process]:
+    """The processes below this one that are alive, without bystanders and what is below those."""
+    found = []
+    for child in psutil.Process().children():
+        if child in bystanders:
+            continue
+        for process in (child, *_below(child)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+                elif process is child:
+                    # An adopted one that ended: nobody else collects its status.
+                    _collect(child.pid)
+    return found
 
 
-def end_descendants() -> None:
-    """End every process below this one, those that start meanwhile included, and collect their statuses."""
-    for _ in range(20):
-        left = descendants()
+def end_descendants(bystanders: Collection[psutil.Process] = ()) -> None:
+    """End every process below this one that is not a bystander's, those included that start meanwhile."""
+    for _ in range(_ROUNDS):
+        left = descendants(bystanders)
+        if not left:
+            return
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=1)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not left:
-            return
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _collect(process_id: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process_id, os.WNOHANG)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
