@@ -418,13 +418,15 @@ class SlotAllocator:
         new = session.info.pop(NEW_ITEMS, [])
         if new:
             self._guarded(session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow()))
+        roused = len(new)
         if self.upkeep.is_due():
             self._guarded(session, "upkeep", lambda: self.upkeep.run(session, self.utcnow()))
+            roused += self.upkeep.roused
         if not self.active or self.aside:
             original()
             if not self.active:
                 self._guarded(session, "shadow", lambda: self._note_queued(session))
-        elif new:
+        elif roused:
             self.hurry()
 
     def _note_queued(self, session: Session) -> None:

@@ -50,6 +50,7 @@ class Upkeep:
         self.settings = settings
         self.in_flight = in_flight
         self.clock = clock
+        self.roused = 0
         self._sweep_at = clock()
         self._retry_at = clock()
         self._reconcile_at = clock() + settings.reconcile_interval_seconds
@@ -73,7 +74,11 @@ class Upkeep:
         self._enqueue(session, [callbacks.new_item(*each, self.settings) for each in new], now)
 
     def run(self, session: Session, now: datetime) -> None:
-        """Do what is due. A step that finds more than one batch comes again in the next loop."""
+        """Do what is due. A step that finds more than one batch comes again in the next loop.
+
+        How many callbacks began to wait by it is left in ``roused``.
+        """
+        self.roused = 0
         clock = self.clock()
         connection = session.connection()
         if clock >= self._retry_at:
@@ -89,7 +94,7 @@ class Upkeep:
                 }
                 callbacks.fail(connection, reasons)
                 log.error("%d callback(s) expired, e.g.: %s", len(reasons), next(iter(reasons.values())))
-            items.unpark_due(connection, now, limit=BATCH)
+            self.roused += items.unpark_due(connection, now, limit=BATCH)
         if clock >= self._sweep_at:
             self._sweep_at = clock + self.settings.sweep_interval_seconds
             if self._sweep(session, now):
@@ -102,6 +107,7 @@ class Upkeep:
         settled = sweep.settle_foreign(connection, now=now, limit=BATCH)
         found = sweep.callbacks_without_item(connection, BATCH)
         self._enqueue(session, [callbacks.swept_item(each, self.settings) for each in found], now)
+        self.roused += settled.requeued + len(found)
         horizon = now - timedelta(seconds=self.settings.history_seconds)
         trimmed = sweep.trim_history(connection, finished_before=horizon, limit=BATCH)
         return max(removed, settled.done + settled.requeued, len(found), trimmed) >= BATCH
