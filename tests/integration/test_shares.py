@@ -55,7 +55,7 @@ def shares(
     bench.pool("default_pool", 1_000_000)
     with scheduler(executor, settings=settings, clock=clock) as run:
         run(loops)
-    assert executor.most_inside == slots
+    assert executor.most_inside <= slots
     assert executor.held.total() >= use * slots * loops, "slots stood empty though both kinds waited"
     assert bench.callback_states()["pending"] > 0
     assert bench.task_states()["scheduled"] > 0

@@ -63,12 +63,14 @@ def _executor_class() -> type[Any]:
             alias: str | None = None,
             team_name: str | None = None,
             each_loop: Callable[[], None] | None = None,
+            takes: int | None = None,
         ) -> None:
             super().__init__(parallelism=parallelism, team_name=team_name)
             if alias:
                 self.name = ExecutorName(f"tests.{alias}", alias, team_name)
             self.loops = {"task": task_loops, "callback": callback_loops, "test": callback_loops}
             self.each_loop = each_loop
+            self.takes = takes
             self.fills_running = fills_running
             self.clock = clock
             self.now = 0
@@ -87,6 +89,9 @@ def _executor_class() -> type[Any]:
 
         def end(self) -> None:
             pass
+
+        def trigger_tasks(self, open_slots: int) -> None:
+            super().trigger_tasks(open_slots if self.takes is None else min(open_slots, self.takes))
 
         def _process_workloads(self, workload_items: Any) -> None:
             for workload in workload_items:
@@ -154,7 +159,9 @@ class Bench:
 
     dags: dict[str, tuple[str, uuid.UUID, int]] = attrs.field(factory=dict)
 
-    def dag(self, dag_id: str = "work", *, max_active_tasks: int = 100_000) -> int:
+    def dag(
+        self, dag_id: str = "work", *, max_active_tasks: int = 100_000, bundle: str = "dags-folder"
+    ) -> int:
         """Make sure there is such a Dag with a running run; returns the run's key."""
         from airflow.models.dag import DagModel
         from airflow.models.dag_version import DagVersion
@@ -167,13 +174,13 @@ class Bench:
         if dag_id in self.dags:
             return self.dags[dag_id][2]
         with create_session() as session:
-            if session.get(DagBundleModel, "dags-folder") is None:
-                session.add(DagBundleModel(name="dags-folder"))
+            if session.get(DagBundleModel, bundle) is None:
+                session.add(DagBundleModel(name=bundle))
                 session.flush()
             session.add(
                 DagModel(
                     dag_id=dag_id,
-                    bundle_name="dags-folder",
+                    bundle_name=bundle,
                     fileloc=f"/dags/{dag_id}.py",
                     relative_fileloc=f"{dag_id}.py",
                     is_paused=False,
@@ -186,7 +193,7 @@ class Bench:
                 )
             )
             session.flush()
-            version = DagVersion(dag_id=dag_id, version_number=1, bundle_name="dags-folder")
+            version = DagVersion(dag_id=dag_id, version_number=1, bundle_name=bundle)
             session.add(version)
             run = DagRun(
                 dag_id=dag_id,
@@ -343,7 +350,7 @@ class Bench:
 
         with create_session() as session:
             rows = session.execute(select(Callback.state, func.count()).group_by(Callback.state))
-            return Counter({state: count for state, count in rows})
+            return Counter(dict(rows.all()))
 
     @staticmethod
     def outputs() -> dict[uuid.UUID, str | None]:
@@ -391,7 +398,7 @@ class Statements:
 
         def note(
             _conn: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
-        ) -> None:  # noqa: FBT001
+        ) -> None:
             if self.listening:
                 self.sent += [statement] * (len(parameters) if many else 1)
 
@@ -451,6 +458,7 @@ def scheduler(
     settings: Any = None,
     clock: Callable[[], float] | None = None,
     max_tis_per_query: int = 16,
+    idle_sleep_seconds: float = 0,
 ) -> Iterator[Callable[[int], Any]]:
     """A scheduler job; yields a function that runs that many loops and returns the runner.
 
@@ -462,6 +470,7 @@ def scheduler(
         settings: Settings of the slot loop; stock Airflow if ``None``.
         clock: What the slot loop takes for the time.
         max_tis_per_query: Airflow's cap on one selection of task instances.
+        idle_sleep_seconds: How long an idle loop sleeps.
     """
     from airflow.jobs.job import Job
     from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
@@ -472,7 +481,9 @@ def scheduler(
     with create_session() as session:
         session.add(job)
         session.flush()
-    runner = SchedulerJobRunner(job=job, executors=list(executors), num_runs=1, scheduler_idle_sleep_time=0)
+    runner = SchedulerJobRunner(
+        job=job, executors=list(executors), num_runs=1, scheduler_idle_sleep_time=idle_sleep_seconds
+    )
     runner._parallelism = parallelism or executors[0].parallelism
     for executor in executors:
         executor.job_id = job.id
