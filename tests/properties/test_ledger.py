@@ -202,8 +202,11 @@ def test_a_failed_transaction_loses_nothing():
     first = ledger.collect(40)
     assert first.amounts == {scheduler_key(TASK): -60, pool_key(TASK, "etl"): -180}
     assert ledger.collect(90) == first
+    assert first.holds == {scheduler_key(TASK): (40,), pool_key(TASK, "etl"): (40,)}
     ledger.settled()
-    assert not ledger.collect(200).amounts
+    after = ledger.collect(200)
+    assert not after.amounts
+    assert not after.holds
 
 
 def test_a_clock_that_goes_back_charges_nobody():

@@ -152,11 +152,15 @@ def keep_in_range(
         flows: All flows that have a past, as they were.
         changed: What has changed of them; added to.
     """
-    if any(
-        state.clock > REBASE_ABOVE or max(abs(state.tag), abs(state.service), abs(state.recent)) > FURTHEST
-        for state in changed.values()
-    ):
-        changed.update(rebase({**flows, **changed}))
+    for state in changed.values():
+        if not (
+            state.clock <= REBASE_ABOVE
+            and -FURTHEST <= state.tag <= FURTHEST
+            and -FURTHEST <= state.service <= FURTHEST
+            and -FURTHEST <= state.recent <= FURTHEST
+        ):
+            changed.update(rebase({**flows, **changed}))
+            break
     return changed
 
 

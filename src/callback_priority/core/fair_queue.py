@@ -53,12 +53,13 @@ class Flow(Generic[T]):
         charge: What a grant of one slot is charged, in slot-microseconds.
     """
 
-    __slots__ = ("order", "payload", "remainder", "served_at", "state", "step", "tag", "weight")
+    __slots__ = ("_clock", "order", "payload", "remainder", "served_at", "state", "step", "tag", "weight")
 
     def __init__(self, state: FlowState, order: int, clock: int, payload: T, charge: int) -> None:
         self.state = state
         self.order = order
         self.payload = payload
+        self._clock = clock
         self.tag: int = state.tag
         self.remainder = state.remainder
         self.weight: int = state.weight
@@ -67,6 +68,21 @@ class Flow(Generic[T]):
         if not state.eligible and self.tag < clock:
             self.tag = clock
             self.remainder = 0
+
+    def charge(self, slots: int, last: int) -> None:
+        """Charge grants outside a queue, all at once: the arithmetic is exact, so only the last one's start matters.
+
+        Args:
+            slots: How many slots they are wide together.
+            last: How wide the last of them is.
+        """
+        if not slots:
+            return
+        whole, self.remainder = divmod(self.remainder + (slots - last) * self.step, self.weight)
+        self.tag += whole
+        self.served_at = max(self.served_at, self._clock, self.tag)
+        whole, self.remainder = divmod(self.remainder + last * self.step, self.weight)
+        self.tag += whole
 
 
 class FairQueue(Generic[T]):

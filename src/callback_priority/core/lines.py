@@ -84,27 +84,21 @@ class Line:
         state: Its flow in the pool as it went into the split.
     """
 
-    __slots__ = (
-        "allowed",
-        "candidates",
-        "cap",
-        "cap_reason",
-        "contested",
-        "due",
-        "granted",
-        "granted_slots",
-        "key",
-        "last_width",
-        "limit_left",
-        "passed",
-        "pool",
-        "position",
-        "reason",
-        "service_class",
-        "startable",
-        "state",
-        "unmet",
-    )
+    # Defaults of the class, not of the instance: a pass makes thousands of lines and few need them all.
+    cap: int = UNLIMITED
+    cap_reason: Reason | None = None
+    allowed: int = 0
+    position: int = 0
+    granted: int = 0
+    granted_slots: int = 0
+    last_width: int = 0
+    limit_left: int = UNLIMITED
+    unmet: int = 0
+    reason: Reason | None = None
+    contested: bool = False
+    due: bool = False
+    passed: int = 0
+    state: FlowState | None = None
 
     def __init__(
         self,
@@ -118,32 +112,11 @@ class Line:
         self.key = FlowKey(Level.POOL, pool, service_class)
         self.candidates = candidates
         self.startable = len(candidates) if startable is None else startable
-        self.cap = UNLIMITED
-        self.cap_reason: Reason | None = None
-        self.allowed = 0
-        self.position = 0
-        self.granted = 0
-        self.granted_slots = 0
-        self.last_width = 0
-        self.limit_left = UNLIMITED
-        self.unmet = 0
-        self.reason: Reason | None = None
-        self.contested = False
-        self.due = False
-        self.passed = 0
-        self.state: FlowState | None = None
 
     @property
     def is_waiting(self) -> bool:
         """Whether it has a candidate that was not dealt with."""
         return self.position < len(self.candidates)
-
-    @property
-    def has_head(self) -> bool:
-        """Whether the pool admits the next candidate: one of those it counted, or one no wider than any."""
-        if self.granted >= self.allowed or self.position >= self.startable:
-            return False
-        return self.position < self.allowed or self.candidates[self.position].width <= 1
 
 
 def served(

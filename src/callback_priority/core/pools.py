@@ -23,7 +23,6 @@ from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
 from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.snapshot import PoolSlots, Reason
-from callback_priority.core.units import MILLI
 
 __all__ = ["PoolPass", "widest"]
 
@@ -39,7 +38,7 @@ class PoolPass:
         terms: What the pass goes by.
     """
 
-    __slots__ = ("_clock", "_lines", "_pool", "_reserved", "_slots", "_terms", "_untouched")
+    __slots__ = ("_clock", "_flows", "_lines", "_pool", "_reserved", "_slots", "_terms", "_untouched")
 
     def __init__(self, pool: str, lines: Sequence[Line], terms: Terms) -> None:
         self._pool = pool
@@ -48,6 +47,7 @@ class PoolPass:
         self._slots: PoolSlots | None = terms.snapshot.pools.get(pool)
         self._clock = terms.clocks.get((Level.POOL, pool), 0)
         self._reserved: dict[ServiceClass, int] = {}
+        self._flows: list[Flow[Line]] = []
         self._untouched = False
 
     # Before the scheduler's slots are handed out ----------------------------------------------------------
@@ -100,7 +100,7 @@ class PoolPass:
     def _widest_head(self) -> int:
         for line in self._lines:
             if line.service_class is ServiceClass.TASK:
-                return max(candidate.width for candidate in line.candidates)
+                return max([candidate.width for candidate in line.candidates])
         return 1
 
     def _admit_within_limits(self) -> None:
@@ -124,9 +124,10 @@ class PoolPass:
         flows = []
         for line in self._lines:
             line.contested = True
-            line.state = terms.state(line.key, clock)
             cls = line.service_class
+            line.state = terms.state(line.key, clock)
             flows.append(Flow(line.state, terms.orders[cls], clock, line, terms.charges[cls]))
+        self._flows = flows
         queue = FairQueue(flows, clock, by_tag=terms.by_tag)
         bypass_limit = terms.entitlements.wide_bypass_limit
         draining = False
@@ -202,43 +203,35 @@ class PoolPass:
             return
         flows, clock, now = self._terms.snapshot.flows, self._clock, self._terms.snapshot.now
         charges = self._terms.charges
-        for line in self._lines:
+        split: Sequence[Flow[Line] | None] = self._flows or [None] * len(self._lines)
+        for line, at_work in zip(self._lines, split, strict=True):
             before = flows.get(line.key)
             if not line.granted and not line.contested and (before is None or not before.eligible):
                 continue
             state = line.state or self._terms.state(line.key, clock)
-            tag: int = state.tag
-            remainder = state.remainder
-            if tag < clock and not state.eligible:
-                tag, remainder = clock, 0
-            served_at: int = state.clock
-            charge = 0
-            if line.granted:
-                charge = line.granted_slots * charges[line.service_class]
-                last = line.last_width * charges[line.service_class]
-                whole, remainder = divmod(remainder + (charge - last) * MILLI, state.weight)
-                tag += whole
-                served_at = max(clock, tag)
-                whole, remainder = divmod(remainder + last * MILLI, state.weight)
-                tag += whole
+            flow = at_work
+            if flow is None or line.granted < line.allowed:
+                # Not all that was admitted was granted: charge from where it stood.
+                flow = Flow(state, 0, clock, line, charges[line.service_class])
+                flow.charge(line.granted_slots, line.last_width)
             after = served(
                 state,
-                tag=tag,
-                remainder=remainder,
-                clock=served_at,
-                eligible=self._is_owed_a_turn(line, state),
-                bypassed=self._bypassed(line, state),
+                tag=flow.tag,
+                remainder=flow.remainder,
+                clock=flow.served_at,
+                eligible=line.contested and self._is_owed_a_turn(line, state),
+                bypassed=self._bypassed(line, state) if line.due or state.bypassed else 0,
                 granted=line.granted,
-                charge=charge,
+                charge=line.granted_slots * charges[line.service_class],
                 now=now,
             )
-            if after != before:
+            if line.granted or after != before:
                 yield after
 
     def _is_owed_a_turn(self, line: Line, state: FlowState) -> bool:
-        """Whether the class waits for its turn in this pool, and for nothing else."""
-        if not line.contested:
-            return False
+        """Whether the class waits for its turn in this contested pool, and for nothing else."""
+        if line.service_class is not ServiceClass.TASK:
+            return line.granted == line.allowed and line.reason in _OWED_A_TURN
         answer = self._terms.snapshot.answer
         started = self._terms.started(line.service_class, self._pool)
         if answer is not None and started is not None and line.reason is not Reason.TOO_WIDE:

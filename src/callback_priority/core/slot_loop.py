@@ -50,6 +50,9 @@ from callback_priority.core.snapshot import (
 __all__ = ["decide"]
 
 _TASK: Final = ServiceClass.TASK
+_POOLS_REASONS: Final = frozenset(
+    {Reason.POOL_FULL, Reason.POOL_RESERVE, Reason.POOL_LIMIT, Reason.TOO_WIDE, Reason.DRAINING}
+)
 _SCHEDULER_QUOTAS: Final = frozenset({Reason.SLOT_LIMIT, Reason.SLOT_RESERVE})
 
 
@@ -97,7 +100,8 @@ class _Party:
 
     def __init__(self, lines: Sequence[Line], limit_left: int, unmet: int) -> None:
         self.lines = lines
-        self.heads = [(line.candidates[0].rank, line.pool, line) for line in lines]
+        by_name = sorted(lines, key=lambda line: line.pool)
+        self.heads = [(line.candidates[0].rank, place, line) for place, line in enumerate(by_name)]
         heapify(self.heads)
         self.limit_left = limit_left
         self.unmet = unmet
@@ -105,10 +109,16 @@ class _Party:
 
     def advance(self, line: Line) -> None:
         """Find the next head, now that the candidate of this line, the head, is dealt with."""
-        if not line.has_head:
-            heappop(self.heads)
-        elif len(self.heads) > 1:
-            heapreplace(self.heads, (line.candidates[line.position].rank, line.pool, line))
+        heads, position = self.heads, line.position
+        if line.granted >= line.allowed or position >= line.startable:
+            heappop(heads)
+            return
+        candidate = line.candidates[position]
+        if position >= line.allowed and candidate.width > 1:
+            # The pool did not count it, and it takes more than the one it would take the place of.
+            heappop(heads)
+        elif len(heads) > 1:
+            heapreplace(heads, (candidate.rank, heads[0][1], line))
 
     def stop(self, reason: Reason) -> None:
         """A quota of the scheduler keeps all its lines from more."""
@@ -195,8 +205,10 @@ class _Pass:
 
     def _that_can_fit(self, backlog: Backlog, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         most = 1
-        if any(candidate.width > 1 for candidate in candidates):
+        if max([candidate.width for candidate in candidates], default=1) > 1:
             most = max(1, widest(self.terms, backlog.service_class, backlog.pool))
+        elif not self.full_executors and not self.terms.without:
+            return candidates
         kept = []
         for candidate in candidates:
             if candidate.width > most:
@@ -329,11 +341,13 @@ class _Pass:
     def _refuse_heads(self) -> None:
         """Give the head of each backlog that has a candidate left its one reason."""
         for line in self.lines:
-            if line.is_waiting and not (line.service_class is _TASK and self.answer):
+            position = line.position
+            if position < len(line.candidates) and not (self.answer and line.service_class is _TASK):
                 reason = line.reason
-                if reason is None or (line.granted < line.allowed and reason.value.startswith("pool")):
+                if reason is None or (line.granted < line.allowed and reason in _POOLS_REASONS):
+                    # The pool would have let this one in, and named what stopped those behind it.
                     reason = Reason.NO_FREE_SLOT
-                self._refuse(line.service_class, line.pool, line.candidates[line.position], reason)
+                self._refuse(line.service_class, line.pool, line.candidates[position], reason)
 
     def _refuse(self, cls: ServiceClass, pool: str, candidate: Candidate, reason: Reason) -> None:
         self.refusals.append(Refusal(service_class=cls, pool=pool, candidate=candidate, reason=reason))

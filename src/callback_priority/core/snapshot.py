@@ -165,8 +165,8 @@ class Reason(str, Enum):
     EXECUTOR_FULL = "executor_full"
     """Its executor has no free slot."""
 
-    def __str__(self) -> str:
-        return self.value
+    __str__ = str.__str__
+    __hash__ = str.__hash__  # see `ServiceClass`
 
 
 class Grant(NamedTuple):
@@ -177,7 +177,7 @@ class Grant(NamedTuple):
     candidate: Candidate
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # see `FlowState`
 class Refusal:
     """Why a candidate, and what waits behind it in its backlog, got nothing in this pass."""
 

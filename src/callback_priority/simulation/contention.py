@@ -74,16 +74,25 @@ class Row:
     flood_task_share: float
 
 
-def contend(contender: Contender, *, seeds: Sequence[int] = range(5), hours: float = 6) -> Row:
+def contend(
+    contender: Contender,
+    *,
+    seeds: Sequence[int] = range(5),
+    flood_seeds: Sequence[int] | None = None,
+    hours: float = 6,
+) -> Row:
     """Run the model, quiet and in the flood, for each seed.
 
     Args:
         contender: How the slots are shared.
         seeds: One run each; the same seeds give every contender the same work.
+        flood_seeds: The same for the flood; ``None`` for the same seeds.
         hours: How long to simulate.
     """
     quiet = [_run(contender, QUIET_RATE, seed, hours) for seed in seeds]
-    flood = [_run(contender, FLOOD_RATE, seed, hours) for seed in seeds]
+    flood = [
+        _run(contender, FLOOD_RATE, seed, hours) for seed in (seeds if flood_seeds is None else flood_seeds)
+    ]
     callbacks = [outcome.classes[ServiceClass.DEADLINE] for outcome in quiet]
     return Row(
         name=contender.name,
