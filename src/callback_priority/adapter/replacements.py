@@ -123,6 +123,7 @@ def _enqueue_executor_callbacks(
 ) -> None:
     allocator = _allocator(runner)
     if allocator is None:
+        session.info.pop(NEW_ITEMS, None)  # the session lives as long as the process
         original(runner, session)
     else:
         allocator.callback_step(functools.partial(original, runner, session), session)
