@@ -28,7 +28,8 @@ __all__ = ["Component", "ComponentDiedError", "Components", "adopt_orphans", "de
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _GRACE_SECONDS: Final = 4.0
-_TAIL_LINES: Final = 25
+_TAIL_LINES: Final = 15
+_TAIL_WIDTH: Final = 240
 _ROUNDS: Final = 20
 
 
@@ -53,7 +54,7 @@ class Component:
     def tail(self) -> str:
         """The end of its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])
+        return "\n".join(f"    {line[:_TAIL_WIDTH]}" for line in lines[-_TAIL_LINES:])
 
 
 @attrs.define(kw_only=True)

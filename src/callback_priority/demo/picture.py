@@ -49,11 +49,14 @@ def draw(path: Path, load: Load, phases: Sequence[tuple[str, Sequence[Run], floa
             axes.grid(visible=True, color="0.9")
             axes.set_axisbelow(True)
         slots.set_xlim(0, end)
+    grid[1][0].set_ylim(bottom=0)
+    grid[2][0].set_ylim(bottom=0)
     grid[0][0].set_ylabel("slots at work")
     grid[1][0].set_ylabel("waiting")
     grid[2][0].set_ylabel("waited, seconds, at its start")
-    handles, labels = grid[2][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
+    entries = [axes.get_legend_handles_labels() for axes in (grid[2][0], grid[0][0])]
+    handles = [handle for found, _ in entries for handle in found]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
     figure.suptitle(
         f"The same load on {load.slots} slots; at the dotted line {load.flood_callbacks} deadlines are missed at once"
     )
@@ -74,7 +77,7 @@ def _held(axes: Axes, load: Load, runs: Sequence[Run], end: float) -> None:
         )
         levels.append(level)
     axes.stackplot(middles, levels, colors=[_COLOURS[TASK], _COLOURS[DEADLINE]], alpha=0.85)
-    axes.axhline(load.slots / 2, color="black", linestyle="--", linewidth=1)
+    axes.axhline(load.slots / 2, color="black", linestyle="--", linewidth=1, label="half of the slots")
     axes.set_ylim(0, load.slots)
 
 
