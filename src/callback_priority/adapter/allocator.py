@@ -32,7 +32,7 @@ from airflow.models.callback import CallbackKey
 from airflow.models.pool import Pool
 from airflow.utils.db import DBLocks
 from airflow.utils.sqlalchemy import get_dialect_name
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from callback_priority.adapter import callbacks
@@ -101,7 +101,7 @@ class SlotAllocator:
         self.hand = HandOver(self.in_flight, self.router, utcnow, self._failed)
         self.shadow = Shadow(self.in_flight, settings, runner.job.id)
         self.breaker = Breaker(settings.failure_threshold, settings.failure_back_off_seconds)
-        self.upkeep = Upkeep(settings, self.in_flight, clock)
+        self.upkeep = Upkeep(settings, self.in_flight, clock, runner.job.id if self.active else None)
         self.turn: Turn | None = None
         self.charges: dict[ServiceClass, SlotMicros] = {}
         self.idle_sleep_seconds: float = runner._scheduler_idle_sleep_time
@@ -378,11 +378,27 @@ class SlotAllocator:
             self.hand.adopt_queued()
         except Exception as error:
             self._failed("hand over", error)
+            self.upkeep.sweep_soon()
         return handed
 
-    def abandon(self) -> None:
-        """The transaction did not commit: nothing was granted."""
-        self.turn = None
+    @contextmanager
+    def following(self, session: Session) -> Iterator[None]:
+        """Forget the turn if its transaction is rolled back: nothing was granted then.
+
+        Airflow passes over some errors (a row that somebody else has locked): it rolls back and goes on.
+        """
+
+        def forget(_: Session) -> None:
+            self.turn = None
+
+        event.listen(session, "after_rollback", forget)
+        try:
+            yield
+        except BaseException:
+            self.turn = None
+            raise
+        finally:
+            event.remove(session, "after_rollback", forget)
 
     # Events and upkeep ------------------------------------------------------------------------------------
 

@@ -101,11 +101,8 @@ def _do_scheduling(original: Callable[..., int], runner: SchedulerJobRunner, ses
     if allocator is None:
         return original(runner, session)
     allocator.calm()
-    try:
+    with allocator.following(session):
         queued = original(runner, session)
-    except BaseException:
-        allocator.abandon()
-        raise
     return queued + allocator.hand_over(session)
 
 

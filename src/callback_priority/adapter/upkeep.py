@@ -21,6 +21,7 @@ from callback_priority.persistence import items, sweep
 from callback_priority.policy.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
 __all__ = ["Upkeep"]
@@ -44,12 +45,16 @@ class Upkeep:
         settings: The intervals.
         in_flight: What this scheduler's executors hold.
         clock: Seconds of a clock that never goes back.
+        job_id: The job of this scheduler, whose grants it looks after; ``None`` where it makes none.
     """
 
-    def __init__(self, settings: Settings, in_flight: InFlight, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: Settings, in_flight: InFlight, clock: Callable[[], float], job_id: int | None = None
+    ) -> None:
         self.settings = settings
         self.in_flight = in_flight
         self.clock = clock
+        self.job_id = job_id
         self.roused = 0
         self._sweep_at = clock()
         self._retry_at = clock()
@@ -103,6 +108,7 @@ class Upkeep:
     def _sweep(self, session: Session, now: datetime) -> bool:
         """Bring items in line with Airflow's rows; returns whether there is more to do."""
         connection = session.connection()
+        self._take_back_lost(connection)
         removed = sweep.remove_orphans(connection, limit=BATCH)
         settled = sweep.settle_foreign(connection, now=now, limit=BATCH)
         found = sweep.callbacks_without_item(connection, BATCH)
@@ -111,6 +117,18 @@ class Upkeep:
         horizon = now - timedelta(seconds=self.settings.history_seconds)
         trimmed = sweep.trim_history(connection, finished_before=horizon, limit=BATCH)
         return max(removed, settled.done + settled.requeued, len(found), trimmed) >= BATCH
+
+    def _take_back_lost(self, connection: Connection) -> None:
+        """Set callbacks back to pending that were granted and reached no executor, since the hand-over failed.
+
+        What reached one is in the ledger until its end was reported, and that is written before this runs.
+        """
+        if self.job_id is None:
+            return
+        granted = [item.callback_id for item in items.granted_items(connection, self.job_id)]
+        lost = [each for each in granted if CallbackKey(str(each)) not in self.in_flight.ledger]
+        if lost:
+            callbacks.to_pending(connection, lost)
 
     def _enqueue(self, session: Session, new: Sequence[items.NewItem], now: datetime) -> None:
         items.enqueue(
