@@ -115,6 +115,11 @@ def _report(
     verdict = "\n".join(
         ["Broken:", *(f"  {line}" for line in broken)] if broken else ["The fair run kept its promise."]
     )
+    stock = promise.broken(summaries[0][1])
+    if stock:
+        verdict += "\n" + "\n".join(
+            ["Stock Airflow, for comparison, would have broken it:", *(f"  {line}" for line in stock)]
+        )
     text = f"{table(summaries, promise.stretch_seconds)}\n\n{promise.text()}\n{verdict}\n"
     (output / "table.txt").write_text(text, encoding="utf-8")
     print(
