@@ -205,8 +205,7 @@ def test_a_failing_statement_of_the_critical_section_costs_tasks_nothing(
         assert {item.callback_id: item.state for item in bench.items()} == before
         assert bench.flows() == flows
         assert [executor.order("callback").count(each) for each in ids] == [0] * 4
-        assert "ZeroDivision" not in str(messages(caplog))
-        assert len(messages(caplog)) == 1
+        assert sum("task selection goes on as in Airflow" in each for each in messages(caplog)) == 1
         run(3)
     assert sorted(executor.order("callback")[6:]) == sorted(ids)
     assert bench.callback_states() == {"success": 10, "failed": 1, "pending": 1}

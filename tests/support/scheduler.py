@@ -400,7 +400,8 @@ class Statements:
             _conn: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
         ) -> None:
             if self.listening:
-                self.sent += [statement] * (len(parameters) if many else 1)
+                # One insert of many rows comes with the parameters of all of them in one mapping.
+                self.sent += [statement] * (len(parameters) if many and isinstance(parameters, list) else 1)
 
         event.listen(settings.engine, "before_cursor_execute", note)
         try:
@@ -414,6 +415,11 @@ class Statements:
             each for each in self.sent if each.lstrip().upper().startswith(("INSERT", "UPDATE", "DELETE"))
         ]
         return [each for each in found if not tables or _written_table(each) in tables]
+
+    @staticmethod
+    def table_of(statement: str) -> str:
+        """The table that a statement writes to."""
+        return _written_table(statement)
 
     def written_tables(self) -> set[str]:
         """The tables that were written to."""
