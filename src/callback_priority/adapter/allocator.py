@@ -47,7 +47,7 @@ from callback_priority.adapter.upkeep import Upkeep
 from callback_priority.core.accounting import flow_state, settle
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.slot_loop import decide
-from callback_priority.core.snapshot import Decision, TaskAnswer
+from callback_priority.core.snapshot import TaskAnswer
 from callback_priority.core.units import MICROSECONDS, SlotMicros
 from callback_priority.errors import InternalError
 from callback_priority.persistence import items
@@ -230,21 +230,20 @@ class SlotAllocator:
             offer=decision,
         )
         if self.active:
-            turn.decision = self._decide(session, turn)
+            self._make_good(session, turn)
         turn.offer = turn.decision
         return turn
 
-    def _decide(self, session: Session, turn: Turn) -> Decision:
-        """Decide until every callback that is granted a slot was locked, read and found fit to run."""
+    def _make_good(self, session: Session, turn: Turn) -> None:
+        """Decide again until every callback that is granted a slot was locked, read and found fit to run."""
         while True:
-            decision = decide(turn.snapshot, self.settings)
             wanted = [
                 (grant.candidate.id, self.in_flight.by_label[grant.candidate.executor])  # type: ignore[index]
-                for grant in decision.grants
+                for grant in turn.decision.grants
                 if grant.candidate.id is not None and grant.candidate.id not in turn.workloads
             ]
             if not wanted:
-                return decision
+                return
             loaded = callbacks.load(session, wanted)  # type: ignore[arg-type]
             turn.workloads |= loaded.workloads
             turn.unfit |= loaded.unfit
@@ -252,8 +251,9 @@ class SlotAllocator:
             turn.missing |= loaded.missing
             lost = loaded.unfit.keys() | loaded.elsewhere | loaded.missing
             if not lost:
-                return decision
+                return
             turn.snapshot = without(turn.snapshot, lost)
+            turn.decision = decide(turn.snapshot, self.settings)
 
     @contextmanager
     def _offering(self, turn: Turn) -> Iterator[None]:
@@ -296,7 +296,7 @@ class SlotAllocator:
         turn.decision = decide(turn.snapshot, self.settings)
         if set(turn.granted) - turn.workloads.keys():
             with savepoint(session.connection(), "callback_priority_answer", reads_first=True):
-                turn.decision = self._decide(session, turn)
+                self._make_good(session, turn)
 
     def _offer_rest(self, turn: Turn) -> bool:
         """Whether tasks are asked once more: callbacks fell away at the last moment, and slots would stay empty."""

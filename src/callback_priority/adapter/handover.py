@@ -124,7 +124,10 @@ class HandOver:
     def adopt_queued(self) -> None:
         """Enter what reached an executor by other ways, so that it is not lost from sight once dispatched."""
         for label, executor in self.in_flight.by_label.items():
-            for key in executor.queued_tasks:
-                self.in_flight.hold(key, ServiceClass.TASK, label, charge=SlotMicros(0))
-            for key in executor.queued_callbacks:
-                self.in_flight.hold(key, ServiceClass.DEADLINE, label, charge=SlotMicros(0))
+            for service_class, queued in (
+                (ServiceClass.TASK, executor.queued_tasks),
+                (ServiceClass.DEADLINE, executor.queued_callbacks),
+            ):
+                for key in queued:
+                    if key not in self.in_flight.ledger:
+                        self.in_flight.hold(key, service_class, label, charge=SlotMicros(0))
