@@ -52,6 +52,8 @@ _RUNNER: Final = ("airflow.jobs.scheduler_job_runner", "SchedulerJobRunner")
 _EXECUTOR: Final = ("airflow.executors.base_executor", "BaseExecutor")
 _POOL: Final = ("airflow.models.pool", "Pool")
 _DEADLINE: Final = ("airflow.models.deadline", "Deadline")
+_WORKLOAD: Final = ("airflow.executors.workloads.base", "BaseWorkloadSchema")
+_EXECUTE: Final = ("airflow.executors.workloads.callback", "ExecuteCallback")
 
 
 def _target(where: tuple[str, str], name: str, *known: str) -> Target:
@@ -83,6 +85,8 @@ RELIED_ON: Final[tuple[Target, ...]] = (
     _target(_EXECUTOR, "trigger_tasks", "a6736d8fe96dd97a"),
     _target(_EXECUTOR, "queue_workload", "0cf47a80e7a17416"),
     _target(_EXECUTOR, "change_state", "b93fb549e8de863c"),
+    _target(_WORKLOAD, "generate_token", "97309c809b43533f"),
+    _target(_EXECUTE, "make", "0de30c4459d1adb6"),
 )
 """What the hook calls or is called by, and whose text it depends on."""
 
