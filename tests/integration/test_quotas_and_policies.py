@@ -290,8 +290,6 @@ def test_where_an_executor_takes_fewer_the_order_of_the_grants_decides(airflow_d
     assert executor.count("callback") >= 4
 
 
-@ON_SQLITE
-@pytest.mark.xfail(reason="candidates are fetched by class and pool, not by executor", strict=True)
 def test_a_full_executor_does_not_hold_up_anothers_callbacks(airflow_database, bench, clock):
     small = LoopExecutor(1, clock=clock, alias="Small", callback_loops=50)
     large = LoopExecutor(8, alias="Large")
@@ -301,6 +299,21 @@ def test_a_full_executor_does_not_hold_up_anothers_callbacks(airflow_database, b
         run(6)
     assert small.most_inside == 1
     assert sorted(large.order("callback")) == sorted(others)
+
+
+@ON_SQLITE
+def test_nor_does_one_that_has_a_slot_in_every_loop(airflow_database, bench, clock):
+    """The default executor is the small one here, and its callbacks ask for no executor by name."""
+    small = LoopExecutor(1, clock=clock, alias="Small")
+    large = LoopExecutor(8, alias="Large")
+    bench.callbacks(40, priority=9)
+    others = bench.callbacks(10, executor="Large")
+    bench.callbacks(5, executor="Nowhere", priority=9)
+    with scheduler(small, large, parallelism=9, settings=ACTIVE, clock=clock) as run:
+        runner = run(6)
+    assert runner._callback_priority.breaker.failures == 0
+    assert small.count("callback") == 5
+    assert large.order("callback") == others
 
 
 # Teams --------------------------------------------------------------------------------------------------------------

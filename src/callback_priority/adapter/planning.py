@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import func, select
 
-from callback_priority.core.classes import FlowKey, ServiceClass
+from callback_priority.core.classes import CLASS_ORDER, FlowKey, ServiceClass
 from callback_priority.core.flows import FlowState
 from callback_priority.core.snapshot import Backlog, Candidate, Decision, PoolSlots, Snapshot
 from callback_priority.persistence.items import Head, Pair, heads
@@ -179,8 +180,7 @@ def snapshot_of(
     pools = {name: _pool_slots(name, stats, plan.held) for name, stats in plan.pools.items()}
     open_pools = {name for name, slots in pools.items() if slots.open_slots is None or slots.open_slots > 0}
     open_pairs = {pair: free + 1 for pair in plan.pairs if free > 0 and pair[1] in open_pools}
-    found = heads(session.connection(), open_pairs) if open_pairs else []
-    labels, aside, never = router.route(session, found)
+    found, labels, aside, never = _fetch(session, plan, router, open_pairs)
     waiting: dict[Pair, list[Candidate]] = {}
     for head in found:
         if head.callback_id in labels:
@@ -204,6 +204,48 @@ def snapshot_of(
         flows=plan.flows,
     )
     return snapshot, aside, never
+
+
+def _fetch(
+    session: Session, plan: PlanInput, router: Router, limits: dict[Pair, int]
+) -> tuple[list[Head], dict[UUID, str], list[Aside], dict[UUID, str]]:
+    """The callbacks that could be granted next, and where they can run.
+
+    A full executor must not hide what others could run. Where its callbacks fill the fetch and slots would
+    stay empty for it, the fetch is done again without them. That needs an executor with fewer slots than the
+    scheduler, so in most deployments there is one fetch.
+
+    Returns:
+        The callbacks in the order in which they go; executors' labels; to set aside; can never run.
+    """
+    found: dict[UUID, Head] = {}
+    labels: dict[UUID, str] = {}
+    aside: list[Aside] = []
+    never: dict[UUID, str] = {}
+    crowded: set[str | None] = set()
+    while limits:
+        fetched = heads(session.connection(), limits, passing_over=crowded)
+        new = [head for head in fetched if head.callback_id not in found]
+        found |= {head.callback_id: head for head in new}
+        routed = router.route(session, new)
+        labels |= routed[0]
+        aside += routed[1]
+        never |= routed[2]
+        asked = Counter(labels.values())
+        room = {label: max(0, plan.occupancy.free[label]) for label in asked}
+        if sum(min(asked[label], room[label]) for label in asked) >= plan.free_slots:
+            break
+        full = {label for label in asked if asked[label] > room[label]}
+        more = {head.executor for head in new if labels.get(head.callback_id) in full}
+        sizes = Counter((head.service_class, head.pool) for head in fetched)
+        limits = {pair: limit for pair, limit in limits.items() if sizes[pair] >= limit} if more else {}
+        crowded |= more
+    in_order = list(found.values())
+    if crowded:
+        in_order.sort(
+            key=lambda head: (CLASS_ORDER.index(head.service_class), head.pool, head.rank, head.callback_id)
+        )
+    return in_order, labels, aside, never
 
 
 def _pool_slots(

@@ -10,7 +10,7 @@ form again; see `callback_priority.persistence.tables` for the indexes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -353,12 +353,16 @@ def waiting_pairs(conn: Connection) -> list[Pair]:
     return sorted(found, key=lambda pair: (_PLACES[pair[0]], pair[1]))
 
 
-def heads(conn: Connection, limits: Mapping[Pair, int]) -> list[Head]:
+def heads(
+    conn: Connection, limits: Mapping[Pair, int], *, passing_over: Collection[str | None] = ()
+) -> list[Head]:
     """The first waiting callbacks of each class and pool, in one statement for up to 128 pairs.
 
     Args:
         conn: Connection to Airflow's metadata database.
         limits: How many to fetch at most of each pair; pairs without a positive number are left out.
+        passing_over: Executors, as callbacks ask for them, whose callbacks are left out; those are read all
+            the same, so this costs a walk over the ones in front.
 
     Returns:
         By class and pool, then in the order in which they go.
@@ -367,8 +371,9 @@ def heads(conn: Connection, limits: Mapping[Pair, int]) -> list[Head]:
     """
     found: list[Head] = []
     wanted = [(pair, limit) for pair, limit in limits.items() if limit > 0]
+    names = sorted(name or "" for name in passing_over)
     for piece in chunks(wanted, PARTS_PER_STATEMENT):
-        parameters: dict[str, Any] = {}
+        parameters: dict[str, Any] = {"passing_over": names} if names else {}
         for place, ((service_class, pool), limit) in enumerate(piece):
             parameters[f"class_{place}"] = service_class.value
             parameters[f"pool_{place}"] = pool
@@ -386,15 +391,16 @@ def heads(conn: Connection, limits: Mapping[Pair, int]) -> list[Head]:
                 enqueued_at=row.enqueued_at,
                 attempts=row.attempts,
             )
-            for row in conn.execute(_heads_statement(len(piece)), parameters)
+            for row in conn.execute(_heads_statement(len(piece), passing_over=bool(names)), parameters)
         ]
     found.sort(key=lambda head: (_PLACES[head.service_class], head.pool, head.rank, head.callback_id))
     return found
 
 
-@lru_cache(maxsize=PARTS_PER_STATEMENT)
-def _heads_statement(pairs: int) -> Any:
+@lru_cache(maxsize=2 * PARTS_PER_STATEMENT)
+def _heads_statement(pairs: int, *, passing_over: bool) -> Any:
     columns = [_ITEM[field.name] for field in attrs.fields(Head)]
+    others = func.coalesce(_ITEM.executor, "").not_in(bindparam("passing_over", type_=String, expanding=True))
     parts = []
     for place in range(pairs):
         part = (
@@ -403,6 +409,7 @@ def _heads_statement(pairs: int) -> Any:
                 _ITEM.state == ItemState.WAITING.value,
                 _ITEM.service_class == bindparam(f"class_{place}", type_=String),
                 _ITEM.pool == bindparam(f"pool_{place}", type_=String),
+                *([others] if passing_over else []),
             )
             .order_by(_ITEM.rank, _ITEM.callback_id)
             .limit(bindparam(f"limit_{place}", type_=Integer))
