@@ -25,7 +25,7 @@ if "airflow.settings" not in sys.modules:
 
 pytestmark = pytest.mark.timeout(900)
 
-ROUNDS = 12
+ROUNDS = 20
 WARM_UP_ROUNDS = 2
 GRANTS = 128
 """Task instances, and callbacks, that one turn grants."""
@@ -142,11 +142,15 @@ def test_one_turn_next_to_both_of_airflows_steps(benchmark, claim, show, make):
         Side(of=busy, ours=True, slots=2 * GRANTS),
     )
     assert granted(stock) == granted(ours) == {(GRANTS, GRANTS)}
-    task_step, callback_step = least(stock, "task_seconds"), least(stock, "callback_seconds")
-    show(stock_task_step=task_step, stock_callback_step=callback_step, ours=least(ours))
+    show(
+        stock_task_step=least(stock, "task_seconds"),
+        stock_callback_step=least(stock, "callback_seconds"),
+        stock_both_steps=least(stock),
+        ours=least(ours),
+    )
     claim(
         "128 tasks and 128 callbacks: our critical section / Airflow's two steps",
-        least(ours) / (task_step + callback_step),
+        least(ours) / least(stock),
         0.6,
     )
     beyond = ours[-1].statements - stock[-1].task_statements
