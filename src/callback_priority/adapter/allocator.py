@@ -432,8 +432,10 @@ class SlotAllocator:
             session: The transaction in which deadlines were found missed.
         """
         new = session.info.pop(NEW_ITEMS, [])
-        if new:
-            self._guarded(session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow()))
+        if new and not self._guarded(
+            session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow())
+        ):
+            self.upkeep.sweep_soon()
         roused = len(new)
         if self.upkeep.is_due():
             self._guarded(session, "upkeep", lambda: self.upkeep.run(session, self.utcnow()))
@@ -448,12 +450,15 @@ class SlotAllocator:
     def _note_queued(self, session: Session) -> None:
         self.shadow.note_queued(session.connection(), self.utcnow(), self.charges)
 
-    def _guarded(self, session: Session, what: str, action: Callable[[], None]) -> None:
+    def _guarded(self, session: Session, what: str, action: Callable[[], None]) -> bool:
+        """Do something that may fail without harm; returns whether it went well."""
         try:
             with savepoint(session.connection(), f"callback_priority_{what}", reads_first=what != "enqueue"):
                 action()
         except Exception as error:
             self._failed(what, error)
+            return False
+        return True
 
     def hurry(self) -> None:
         """Callbacks may be waiting for the next loop: an idle scheduler should not sleep for long."""
