@@ -8,7 +8,7 @@ turn granted is put back, and the tables are vacuumed.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from time import perf_counter
@@ -122,19 +122,16 @@ class Deployment:
             if tasks:
                 self._dags(connection, "work", tasks // TASKS_PER_RUN, WORK_RUNS_PER_DAG)
                 self._tasks(connection, tasks)
-            connection.execute(text("DELETE FROM task_instance WHERE dag_id = 'seed'"))
-            connection.execute(text("DELETE FROM callback WHERE id = :id"), {"id": callback_id})
-            connection.execute(
-                text("DELETE FROM callback_priority_item WHERE callback_id = :id"), {"id": callback_id}
-            )
-            connection.execute(text("DELETE FROM deadline"))
-            connection.execute(text("UPDATE slot_pool SET slots = 100000"))
-            connection.execute(
-                text(
-                    "CREATE TABLE waiting_item AS SELECT * FROM callback_priority_item WHERE state = 'waiting'"
-                )
-            )
-            connection.execute(text("CREATE UNIQUE INDEX ON waiting_item (callback_id)"))
+            for statement in (
+                "DELETE FROM task_instance WHERE dag_id = 'seed'",
+                "DELETE FROM deadline",
+                f"DELETE FROM callback WHERE id = '{callback_id}'",
+                f"DELETE FROM callback_priority_item WHERE callback_id = '{callback_id}'",
+                "UPDATE slot_pool SET slots = 100000",
+                "CREATE TABLE waiting_item AS SELECT * FROM callback_priority_item WHERE state = 'waiting'",
+                "CREATE UNIQUE INDEX ON waiting_item (callback_id)",
+            ):
+                connection.execute(text(statement))
         self._vacuum("ANALYZE")
 
     def _missed_deadline(self, run: int) -> Any:
@@ -199,7 +196,7 @@ class Deployment:
                 "logical_date": f"logical_date + (n - 1) / {dags} * interval '1 hour'",
                 "run_after": f"run_after + (n - 1) / {dags} * interval '1 hour'",
             },
-            without={"id"},
+            without=("id",),
         )
 
     def _tasks(self, connection: Any, count: int) -> None:
@@ -290,7 +287,7 @@ class Deployment:
         count: int,
         values: Mapping[str, str],
         *,
-        without: frozenset[str] | set[str] = frozenset(),
+        without: Collection[str] = (),
         join: str = "",
     ) -> None:
         """Copy the one row that ``where`` names, with some columns computed from ``n``, which counts from 1."""

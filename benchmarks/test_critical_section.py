@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from tests.support.postgres import PostgresServer, running_postgres
 from tests.support.scheduler import hooked
 
 _DIRECTORY = Path(tempfile.mkdtemp(prefix="callback-priority-bench-"))
+atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
 _HOME = AirflowHome.create(_DIRECTORY / "airflow")
 if "airflow.settings" not in sys.modules:
     enter_airflow_home(_HOME)
@@ -37,11 +39,8 @@ STATEMENTS = 12
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """PostgreSQL as it is installed, but for a larger cache and no waiting for the disk."""
-    try:
-        with running_postgres({"shared_buffers": "256MB"}) as running:
-            yield running
-    finally:
-        shutil.rmtree(_DIRECTORY, ignore_errors=True)
+    with running_postgres({"shared_buffers": "256MB"}) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
