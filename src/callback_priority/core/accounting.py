@@ -34,6 +34,9 @@ REBASE_ABOVE: Final = 1 << 60
 FURTHEST: Final = 1 << 62
 """The furthest from zero that a tag or a total may stand; reached only by holds of years times huge widths."""
 
+_LOWEST: Final = -FURTHEST
+_HALF_LIFE: Final = RECENT_HALF_LIFE_SECONDS * MICROSECONDS
+
 Scope = tuple[Level, str]
 
 
@@ -102,8 +105,9 @@ def serve(state: FlowState, slot_micros: int, now: int) -> FlowState:
 
 def recent(state: FlowState, slot_micros: int, now: int) -> SlotMicros:
     """A flow's decayed total now, after slot-time more (or less, when negative)."""
-    periods = max(0, now - state.recent_at) / (RECENT_HALF_LIFE_SECONDS * MICROSECONDS)
-    return SlotMicros((int(state.recent * 0.5**periods) if state.recent else 0) + slot_micros)
+    elapsed = now - state.recent_at
+    decay = 0.5 ** (elapsed / _HALF_LIFE) if elapsed > 0 else 1.0
+    return SlotMicros(int(state.recent * decay) + slot_micros)
 
 
 def settle(
@@ -155,9 +159,9 @@ def keep_in_range(
     for state in changed.values():
         if not (
             state.clock <= REBASE_ABOVE
-            and -FURTHEST <= state.tag <= FURTHEST
-            and -FURTHEST <= state.service <= FURTHEST
-            and -FURTHEST <= state.recent <= FURTHEST
+            and _LOWEST <= state.tag <= FURTHEST
+            and _LOWEST <= state.service <= FURTHEST
+            and _LOWEST <= state.recent <= FURTHEST
         ):
             changed.update(rebase({**flows, **changed}))
             break

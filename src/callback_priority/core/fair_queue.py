@@ -127,6 +127,10 @@ class FairQueue(Generic[T]):
         """Take the head out for the rest of the pass: it has nothing (left) that fits."""
         return heappop(self._heap)[2]
 
+    def left(self) -> list[Flow[T]]:
+        """The flows that are still in, in no particular order. O(flows)."""
+        return [entry[2] for entry in self._heap]
+
     def check_invariants(self) -> None:
         """Raise `InternalError` if the queue's promises to itself do not hold. O(flows)."""
         for index, entry in enumerate(self._heap):

@@ -10,7 +10,8 @@ from callback_priority.core.units import Milliweight, SlotMicros, VirtualTime
 __all__ = ["FlowState"]
 
 
-@attrs.frozen(kw_only=True, slots=False)  # a frozen class without slots is made in half the time
+# A pass makes thousands: without slots a frozen class is made in half the time, by position in half of that again.
+@attrs.frozen(slots=False)
 class FlowState:
     """Where a flow stands; what is kept of it from one pass to the next.
 

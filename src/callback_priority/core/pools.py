@@ -16,6 +16,7 @@ A pool that is full from the start says nothing about turns, so it leaves them a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from callback_priority.core.classes import CLASS_ORDER, Level, ServiceClass
 from callback_priority.core.fair_queue import FairQueue, Flow
@@ -26,7 +27,10 @@ from callback_priority.core.snapshot import PoolSlots, Reason
 
 __all__ = ["PoolPass", "widest"]
 
-_OWED_A_TURN = frozenset({Reason.POOL_FULL, Reason.TOO_WIDE, Reason.DRAINING})
+_TASK: Final = ServiceClass.TASK
+_POOL: Final = Level.POOL
+_POOL_FULL: Final = Reason.POOL_FULL
+_OWED_A_TURN: Final = frozenset({Reason.POOL_FULL, Reason.TOO_WIDE, Reason.DRAINING})
 
 
 class PoolPass:
@@ -38,14 +42,24 @@ class PoolPass:
         terms: What the pass goes by.
     """
 
-    __slots__ = ("_clock", "_flows", "_lines", "_pool", "_reserved", "_slots", "_terms", "_untouched")
+    __slots__ = (
+        "_clock",
+        "_flows",
+        "_past",
+        "_pool",
+        "_reserved",
+        "_slots",
+        "_terms",
+        "_untouched",
+        "lines",
+    )
 
     def __init__(self, pool: str, lines: Sequence[Line], terms: Terms) -> None:
         self._pool = pool
-        self._lines = lines
+        self.lines = lines
         self._terms = terms
         self._slots: PoolSlots | None = terms.snapshot.pools.get(pool)
-        self._clock = terms.clocks.get((Level.POOL, pool), 0)
+        self._past, self._clock = terms.past_of(_POOL, pool)
         self._reserved: dict[ServiceClass, int] = {}
         self._flows: list[Flow[Line]] = []
         self._untouched = False
@@ -65,23 +79,24 @@ class PoolPass:
         self._read_quotas(slots)
         open_slots = UNLIMITED if slots.open_slots is None else slots.open_slots
         reserved = sum(self._reserved.values())
+        room = open_slots - reserved
         if open_slots <= 0:
             self._turn_away(Reason.POOL_FULL)
-        elif open_slots - reserved >= free_slots * self._widest_head():
+        elif room >= free_slots and room >= free_slots * self._widest_head():
             self._admit_within_limits()
         else:
             self._split(open_slots, reserved)
 
     def _turn_away(self, reason: Reason) -> None:
         self._untouched = True
-        for line in self._lines:
+        for line in self.lines:
             line.reason = reason
 
     def _read_quotas(self, slots: PoolSlots) -> None:
         quota_of, pool = self._terms.entitlements.quota, self._pool
         limits: dict[ServiceClass, int] = {}
         for cls in CLASS_ORDER:
-            quota = quota_of(Level.POOL, pool, cls)
+            quota = quota_of(_POOL, pool, cls)
             if quota is NO_QUOTA:
                 continue
             held = slots.held.get(cls, 0)
@@ -89,25 +104,29 @@ class PoolPass:
                 self._reserved[cls] = quota.reserve_slots - held
             if quota.limit_slots is not None:
                 limits[cls] = quota.limit_slots - held
-        if started := self._terms.started(ServiceClass.TASK, pool):
+        if started := self._terms.started(_TASK, pool):
             # What Airflow has started is no longer a question: its slots are theirs.
-            self._reserved[ServiceClass.TASK] = max(self._reserved.get(ServiceClass.TASK, 0), sum(started))
+            self._reserved[_TASK] = max(self._reserved.get(_TASK, 0), sum(started))
         if self._reserved or limits:
-            for line in self._lines:
+            for line in self.lines:
                 line.unmet = self._reserved.get(line.service_class, 0)
                 line.limit_left = limits.get(line.service_class, UNLIMITED)
 
+    def _tasks(self) -> Line | None:
+        for line in self.lines:
+            if line.service_class is _TASK:
+                return line
+        return None
+
     def _widest_head(self) -> int:
-        for line in self._lines:
-            if line.service_class is ServiceClass.TASK:
-                return max([candidate.width for candidate in line.candidates])
-        return 1
+        tasks = self._tasks()
+        return 1 if tasks is None else max([candidate.width for candidate in tasks.candidates])
 
     def _admit_within_limits(self) -> None:
         """Admit everything but what exceeds a limit: the pool has room for whatever is granted."""
-        for line in self._lines:
+        for line in self.lines:
             left = line.limit_left
-            if line.service_class is not ServiceClass.TASK:
+            if line.service_class is not _TASK:
                 line.allowed = max(0, min(left, line.startable))
                 line.reason = Reason.POOL_LIMIT if line.allowed < line.startable else None
                 continue
@@ -120,19 +139,20 @@ class PoolPass:
 
     def _split(self, open_slots: int, reserved: int) -> None:
         """Split a contested pool by turns: the pool's own fair queue, run dry."""
-        terms, clock = self._terms, self._clock
+        terms, pool, past, clock = self._terms, self._pool, self._past, self._clock
+        orders, charges = terms.orders, terms.charges
         flows = []
-        for line in self._lines:
+        for line in self.lines:
             line.contested = True
             cls = line.service_class
-            line.state = terms.state(line.key, clock)
-            flows.append(Flow(line.state, terms.orders[cls], clock, line, terms.charges[cls]))
+            line.state = state = terms.state(_POOL, pool, cls, past.get(cls), clock)
+            flows.append(Flow(state, orders[cls], clock, line, charges[cls]))
         self._flows = flows
         queue = FairQueue(flows, clock, by_tag=terms.by_tag)
         bypass_limit = terms.entitlements.wide_bypass_limit
         draining = False
         due: list[tuple[Line, int]] = []
-        while queue:
+        while open_slots > 0 and queue:
             flow = queue.head()
             line = flow.payload
             allowed = line.allowed
@@ -147,8 +167,6 @@ class PoolPass:
                 line.reason = line.cap_reason
             elif width > line.limit_left:
                 line.reason = Reason.POOL_LIMIT
-            elif open_slots <= 0:
-                line.reason = Reason.POOL_FULL
             elif room <= 0:
                 line.reason = Reason.POOL_RESERVE
             elif width > room:
@@ -171,66 +189,81 @@ class PoolPass:
                     draining = draining or already + waiting.passed >= bypass_limit
                 continue
             queue.drop()
+        for flow in queue.left():
+            self._find_full(flow.payload, draining=draining)
+
+    def _find_full(self, line: Line, *, draining: bool) -> None:
+        """The pool's slots were used up before its turn; unless something else would have stopped it anyway."""
+        if line.allowed == len(line.candidates):
+            return
+        if draining and not line.unmet:
+            line.reason = Reason.DRAINING
+        elif line.allowed >= line.cap:
+            line.reason = line.cap_reason
+        elif line.candidates[line.allowed].width > line.limit_left:
+            line.reason = Reason.POOL_LIMIT
+        else:
+            line.reason = _POOL_FULL
 
     # Afterwards -------------------------------------------------------------------------------------------
 
     def task_slots(self) -> int:
         """The pool slots that task instances may use."""
-        line = next((line for line in self._lines if line.service_class is ServiceClass.TASK), None)
+        line = self._tasks()
         if line is None or not line.allowed or self._slots is None:
             return 0
         if line.contested:
-            return sum(candidate.width for candidate in line.candidates[: line.allowed])
+            if line.position == line.granted == line.allowed:
+                return line.granted_slots
+            return sum([candidate.width for candidate in line.candidates[: line.allowed]])
         if self._slots.open_slots is None:
             return line.limit_left
-        granted = {other.service_class: other.granted_slots for other in self._lines if other is not line}
+        granted = {other.service_class: other.granted_slots for other in self.lines if other is not line}
         held_back = sum(
             max(0, reserve - granted.get(cls, 0))
             for cls, reserve in self._reserved.items()
-            if cls is not ServiceClass.TASK
+            if cls is not _TASK
         )
         return min(self._slots.open_slots - sum(granted.values()) - held_back, line.limit_left)
 
     def unused(self) -> Iterator[Line]:
         """The lines that were granted less than the pool admits, if others would have taken it."""
-        kept = [line for line in self._lines if line.contested and line.granted < line.allowed]
-        if kept and any(line.reason in _OWED_A_TURN for line in self._lines if line not in kept):
+        kept = [line for line in self.lines if line.contested and line.granted < line.allowed]
+        if kept and any(line.reason in _OWED_A_TURN for line in self.lines if line not in kept):
             yield from kept
 
     def close(self) -> Iterator[FlowState]:
         """The pool's flows that changed, charged for what was granted: all at once, the arithmetic is exact."""
         if self._untouched:
             return
-        flows, clock, now = self._terms.snapshot.flows, self._clock, self._terms.snapshot.now
-        charges = self._terms.charges
-        split: Sequence[Flow[Line] | None] = self._flows or [None] * len(self._lines)
-        for line, at_work in zip(self._lines, split, strict=True):
-            before = flows.get(line.key)
+        past, clock = self._past, self._clock
+        now, charges = self._terms.snapshot.now, self._terms.charges
+        split: Sequence[Flow[Line] | None] = self._flows or [None] * len(self.lines)
+        for line, at_work in zip(self.lines, split, strict=True):
+            cls = line.service_class
+            before = past.get(cls)
             if not line.granted and not line.contested and (before is None or not before.eligible):
                 continue
-            state = line.state or self._terms.state(line.key, clock)
+            state = line.state or self._terms.state(_POOL, self._pool, cls, before, clock)
             flow = at_work
             if flow is None or line.granted < line.allowed:
                 # Not all that was admitted was granted: charge from where it stood.
-                flow = Flow(state, 0, clock, line, charges[line.service_class])
+                flow = Flow(state, 0, clock, line, charges[cls])
                 flow.charge(line.granted_slots, line.last_width)
             after = served(
-                state,
-                tag=flow.tag,
-                remainder=flow.remainder,
-                clock=flow.served_at,
+                flow,
+                line.granted,
+                line.granted_slots * charges[cls],
+                now,
                 eligible=line.contested and self._is_owed_a_turn(line, state),
                 bypassed=self._bypassed(line, state) if line.due or state.bypassed else 0,
-                granted=line.granted,
-                charge=line.granted_slots * charges[line.service_class],
-                now=now,
             )
             if line.granted or after != before:
                 yield after
 
     def _is_owed_a_turn(self, line: Line, state: FlowState) -> bool:
         """Whether the class waits for its turn in this contested pool, and for nothing else."""
-        if line.service_class is not ServiceClass.TASK:
+        if line.service_class is not _TASK:
             return line.granted == line.allowed and line.reason in _OWED_A_TURN
         answer = self._terms.snapshot.answer
         started = self._terms.started(line.service_class, self._pool)
@@ -244,7 +277,7 @@ class PoolPass:
         already = 0 if line.granted else state.bypassed
         if not line.due or line.granted < line.allowed:
             return already if line.contested else 0
-        others = sum(other.granted_slots for other in self._lines if other is not line)
+        others = sum(other.granted_slots for other in self.lines if other is not line)
         return already + min(line.passed, others)
 
 
@@ -253,7 +286,7 @@ def widest(terms: Terms, service_class: ServiceClass, pool: str) -> int:
     slots = terms.snapshot.pools.get(pool)
     if slots is None or slots.total_slots is None:
         return UNLIMITED
-    quotas = {cls: terms.entitlements.quota(Level.POOL, pool, cls) for cls in CLASS_ORDER}
+    quotas = {cls: terms.entitlements.quota(_POOL, pool, cls) for cls in CLASS_ORDER}
     others = sum(quota.reserve_slots for cls, quota in quotas.items() if cls is not service_class)
     limit = quotas[service_class].limit_slots
     return min(slots.total_slots - others, UNLIMITED if limit is None else limit)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from heapq import heapify, heappop, heapreplace
+from operator import attrgetter
 from typing import Final
 
 import attrs
@@ -96,12 +97,13 @@ def decide(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
 class _Party:
     """A class at the scheduler's slots: the heads of its lines, the smallest rank first, ties by the pools' names."""
 
-    __slots__ = ("heads", "limit_left", "lines", "reason", "unmet")
+    __slots__ = ("by_name", "heads", "limit_left", "lines", "reason", "unmet")
 
     def __init__(self, lines: Sequence[Line], limit_left: int, unmet: int) -> None:
         self.lines = lines
-        by_name = sorted(lines, key=lambda line: line.pool)
-        self.heads = [(line.candidates[0].rank, place, line) for place, line in enumerate(by_name)]
+        self.by_name = sorted(lines, key=attrgetter("pool"))
+        # Rank and place in one number, rank * lines + place, since numbers are compared faster than pairs.
+        self.heads = [line.candidates[0].rank * len(lines) + at for at, line in enumerate(self.by_name)]
         heapify(self.heads)
         self.limit_left = limit_left
         self.unmet = unmet
@@ -118,7 +120,8 @@ class _Party:
             # The pool did not count it, and it takes more than the one it would take the place of.
             heappop(heads)
         elif len(heads) > 1:
-            heapreplace(heads, (candidate.rank, heads[0][1], line))
+            lines = len(self.lines)
+            heapreplace(heads, candidate.rank * lines + heads[0] % lines)
 
     def stop(self, reason: Reason) -> None:
         """A quota of the scheduler keeps all its lines from more."""
@@ -221,7 +224,10 @@ class _Pass:
         by_pool: dict[str, list[Line]] = {}
         for line in self.lines:
             if line.candidates:
-                by_pool.setdefault(line.pool, []).append(line)
+                if line.pool in by_pool:
+                    by_pool[line.pool].append(line)
+                else:
+                    by_pool[line.pool] = [line]
         for name, lines in by_pool.items():
             self.pools[name] = pool = PoolPass(name, lines, self.terms)
             pool.admit(self.free)
@@ -241,7 +247,7 @@ class _Pass:
             started = sum(len(widths) for widths in self.answer.started.values())
             unmet[_TASK] = max(unmet[_TASK], started)
         reserved = sum(unmet.values())
-        clock = self.terms.clocks.get((Level.SCHEDULER, SCHEDULER_SCOPE), 0)
+        past, clock = self.terms.past_of(Level.SCHEDULER, SCHEDULER_SCOPE)
         admitted: dict[ServiceClass, list[Line]] = {}
         for line in lines:
             if line.allowed:
@@ -254,7 +260,7 @@ class _Pass:
             elif self.free - reserved + party.unmet <= 0:
                 party.stop(Reason.SLOT_RESERVE)
             else:
-                state = self.terms.state(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls), clock)
+                state = self.terms.state(Level.SCHEDULER, SCHEDULER_SCOPE, cls, past.get(cls), clock)
                 flows.append(Flow(state, self.terms.orders[cls], clock, party, self.terms.charges[cls]))
         self._serve(FairQueue(flows, clock, by_tag=self.terms.by_tag), reserved)
         for flow in flows:
@@ -275,7 +281,7 @@ class _Pass:
                 party.stop(Reason.SLOT_LIMIT if party.limit_left <= 0 else Reason.SLOT_RESERVE)
                 queue.drop()
                 continue
-            line = party.heads[0][2]
+            line = party.by_name[party.heads[0] % len(party.lines)]
             candidate = line.candidates[line.position]
             line.position += 1
             executor = candidate.executor
@@ -306,16 +312,8 @@ class _Pass:
         waits = bool(party.heads) and party.reason is None
         if party.lines[0].service_class is _TASK and self.answer is not None:
             waits = self.answer.waiting
-        after = served(
-            state,
-            tag=flow.tag,
-            remainder=flow.remainder,
-            clock=flow.served_at,
-            eligible=waits,
-            granted=granted,
-            charge=granted * self.terms.charges[party.lines[0].service_class],
-            now=self.snapshot.now,
-        )
+        charge = granted * self.terms.charges[party.lines[0].service_class]
+        after = served(flow, granted, charge, self.snapshot.now, eligible=waits)
         if after != self.snapshot.flows.get(state.key):
             self.changed[state.key] = after
 
@@ -329,25 +327,30 @@ class _Pass:
 
     def _forget_who_left(self) -> None:
         """A flow of a pool with open slots that nobody waits for any more is not eligible any more."""
-        waiting = {line.key for line in self.lines if line.candidates}
-        for key, state in self.snapshot.flows.items():
-            if state.eligible and key.level is Level.POOL and key not in waiting:
-                slots = self.snapshot.pools.get(key.scope)
+        for name, past in self.terms.past[Level.POOL].items():
+            lines = self.pools[name].lines if name in self.pools else ()
+            if len(lines) == len(CLASS_ORDER):
+                continue
+            waiting = [line.service_class for line in lines]
+            left = [state.key for cls, state in past.items() if state.eligible and cls not in waiting]
+            if left:
+                slots = self.snapshot.pools.get(name)
                 if slots is None or slots.open_slots is None or slots.open_slots > 0:
-                    self._set_ineligible(key)
+                    for key in left:
+                        self._set_ineligible(key)
 
     # Reasons ----------------------------------------------------------------------------------------------
 
     def _refuse_heads(self) -> None:
         """Give the head of each backlog that has a candidate left its one reason."""
+        refusals, answered = self.refusals, self.answer is not None
         for line in self.lines:
-            position = line.position
-            if position < len(line.candidates) and not (self.answer and line.service_class is _TASK):
-                reason = line.reason
+            candidates, position, reason = line.candidates, line.position, line.reason
+            if position < len(candidates) and not (answered and line.service_class is _TASK):
                 if reason is None or (line.granted < line.allowed and reason in _POOLS_REASONS):
                     # The pool would have let this one in, and named what stopped those behind it.
                     reason = Reason.NO_FREE_SLOT
-                self._refuse(line.service_class, line.pool, line.candidates[position], reason)
+                refusals.append(Refusal(line.service_class, line.pool, candidates[position], reason))
 
     def _refuse(self, cls: ServiceClass, pool: str, candidate: Candidate, reason: Reason) -> None:
-        self.refusals.append(Refusal(service_class=cls, pool=pool, candidate=candidate, reason=reason))
+        self.refusals.append(Refusal(cls, pool, candidate, reason))

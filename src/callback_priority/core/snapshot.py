@@ -177,9 +177,8 @@ class Grant(NamedTuple):
     candidate: Candidate
 
 
-@attrs.frozen(kw_only=True, slots=False)  # see `FlowState`
-class Refusal:
-    """Why a candidate, and what waits behind it in its backlog, got nothing in this pass."""
+class Refusal(NamedTuple):
+    """Why a candidate, and what waits behind it in its backlog, got nothing in this pass. See `Grant`."""
 
     service_class: ServiceClass
     pool: str

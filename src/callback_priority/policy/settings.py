@@ -188,16 +188,16 @@ class Settings:
         """
         if level is Level.SCHEDULER:
             return self.slot_quotas.get(service_class, NO_QUOTA)
-        share = self._share(scope, service_class)
+        share = self._share(scope, service_class) if self.pool_quotas else None
         if share is None:
             return NO_QUOTA
         if share.quota.reserve_slots and not self.draws_on(service_class, scope):
-            return attrs.evolve(share.quota, reserve_slots=0)
+            return Quota(limit_slots=share.quota.limit_slots)
         return share.quota
 
     def weight(self, level: Level, scope: str, service_class: ServiceClass) -> Milliweight:
         """The class's weight in a scope: the pool's own where it has one, else the class's."""
-        if level is Level.POOL:
+        if self.pool_quotas and level is Level.POOL:
             share = self._share(scope, service_class)
             if share is not None and share.weight is not None:
                 return share.weight
