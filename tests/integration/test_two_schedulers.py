@@ -18,12 +18,13 @@ SCHEDULER = """
 import json, logging, sys
 
 from callback_priority.policy.settings import Mode, Settings
-from tests.support.scheduler import LoopExecutor, scheduler
+from tests.support.scheduler import FakeClock, LoopExecutor, scheduler
 
-settings = Settings(mode=Mode.ACTIVE, sweep_interval_seconds=1, initial_hold_seconds=0.1)
-executor = LoopExecutor(8)
+settings = Settings(mode=Mode.ACTIVE, sweep_interval_seconds=1)
+clock = FakeClock()
+executor = LoopExecutor(8, clock=clock)
 logging.getLogger().setLevel(logging.ERROR)
-with scheduler(executor, settings=settings if sys.argv[1] == "ours" else None) as run:
+with scheduler(executor, settings=settings if sys.argv[1] == "ours" else None, clock=clock) as run:
     print("ready", flush=True)
     sys.stdin.readline()
     runner = run(40)
