@@ -50,10 +50,10 @@ def test_an_orphan_that_left_its_group_and_ignores_requests_is_ended_too():
 def test_a_component_that_ends_is_named_with_the_end_of_its_log(tmp_path):
     environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
     with Components(environment=environment, log_directory=tmp_path) as components:
-        components.start("the-one", ["no-such-command"])
+        components.start("the-one", ["config", "get-value", "core", "no-such-option"])
         component = components.named("the-one")
         component.process.wait(timeout=60)
-        with pytest.raises(ComponentDiedError, match=r"the-one ended with status 2(.|\n)*no-such-command"):
+        with pytest.raises(ComponentDiedError, match=r"the-one ended with status 0(.|\n)*no-such-option"):
             components.check()
 
 
