@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from callback_priority.core.classes import CLASS_ORDER, Level, ServiceClass
+from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceClass
 from callback_priority.core.fair_queue import FairQueue, Flow
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
@@ -140,12 +140,15 @@ class PoolPass:
     def _split(self, open_slots: int, reserved: int) -> None:
         """Split a contested pool by turns: the pool's own fair queue, run dry."""
         terms, pool, past, clock = self._terms, self._pool, self._past, self._clock
-        orders, charges = terms.orders, terms.charges
+        orders, charges, weight_of = terms.orders, terms.charges, terms.entitlements.weight
         flows = []
         for line in self.lines:
             line.contested = True
             cls = line.service_class
-            line.state = state = terms.state(_POOL, pool, cls, past.get(cls), clock)
+            before = past.get(cls)
+            if before is None or before.weight != weight_of(_POOL, pool, cls):
+                before = terms.state(_POOL, pool, cls, before, clock)
+            line.state = state = before
             flows.append(Flow(state, orders[cls], clock, line, charges[cls]))
         self._flows = flows
         queue = FairQueue(flows, clock, by_tag=terms.by_tag)
@@ -190,20 +193,19 @@ class PoolPass:
                 continue
             queue.drop()
         for flow in queue.left():
-            self._find_full(flow.payload, draining=draining)
-
-    def _find_full(self, line: Line, *, draining: bool) -> None:
-        """The pool's slots were used up before its turn; unless something else would have stopped it anyway."""
-        if line.allowed == len(line.candidates):
-            return
-        if draining and not line.unmet:
-            line.reason = Reason.DRAINING
-        elif line.allowed >= line.cap:
-            line.reason = line.cap_reason
-        elif line.candidates[line.allowed].width > line.limit_left:
-            line.reason = Reason.POOL_LIMIT
-        else:
-            line.reason = _POOL_FULL
+            # The pool's slots were used up before its turn; unless something else would have stopped it anyway.
+            line = flow.payload
+            allowed = line.allowed
+            if allowed == len(line.candidates):
+                continue
+            if draining and not line.unmet:
+                line.reason = Reason.DRAINING
+            elif allowed >= line.cap:
+                line.reason = line.cap_reason
+            elif line.candidates[allowed].width > line.limit_left:
+                line.reason = Reason.POOL_LIMIT
+            else:
+                line.reason = _POOL_FULL
 
     # Afterwards -------------------------------------------------------------------------------------------
 
@@ -232,21 +234,25 @@ class PoolPass:
         if kept and any(line.reason in _OWED_A_TURN for line in self.lines if line not in kept):
             yield from kept
 
-    def close(self) -> Iterator[FlowState]:
-        """The pool's flows that changed, charged for what was granted: all at once, the arithmetic is exact."""
+    def close(self, changed: dict[FlowKey, FlowState]) -> None:
+        """Charge the pool's flows for what was granted, all at once: the arithmetic is exact.
+
+        Args:
+            changed: Gets the flows that changed.
+        """
         if self._untouched:
             return
         past, clock = self._past, self._clock
         now, charges = self._terms.snapshot.now, self._terms.charges
-        split: Sequence[Flow[Line] | None] = self._flows or [None] * len(self.lines)
-        for line, at_work in zip(self.lines, split, strict=True):
+        for place, line in enumerate(self.lines):
             cls = line.service_class
             before = past.get(cls)
             if not line.granted and not line.contested and (before is None or not before.eligible):
                 continue
             state = line.state or self._terms.state(_POOL, self._pool, cls, before, clock)
-            flow = at_work
-            if flow is None or line.granted < line.allowed:
+            if line.contested and line.granted == line.allowed:
+                flow = self._flows[place]
+            else:
                 # Not all that was admitted was granted: charge from where it stood.
                 flow = Flow(state, 0, clock, line, charges[cls])
                 flow.charge(line.granted_slots, line.last_width)
@@ -255,16 +261,19 @@ class PoolPass:
                 line.granted,
                 line.granted_slots * charges[cls],
                 now,
-                eligible=line.contested and self._is_owed_a_turn(line, state),
+                eligible=line.contested
+                and (
+                    line.granted == line.allowed and line.reason in _OWED_A_TURN
+                    if cls is not _TASK
+                    else self._tasks_are_owed_a_turn(line, state)
+                ),
                 bypassed=self._bypassed(line, state) if line.due or state.bypassed else 0,
             )
             if line.granted or after != before:
-                yield after
+                changed[after.key] = after
 
-    def _is_owed_a_turn(self, line: Line, state: FlowState) -> bool:
-        """Whether the class waits for its turn in this contested pool, and for nothing else."""
-        if line.service_class is not _TASK:
-            return line.granted == line.allowed and line.reason in _OWED_A_TURN
+    def _tasks_are_owed_a_turn(self, line: Line, state: FlowState) -> bool:
+        """Whether tasks wait for their turn in this contested pool, and for nothing else."""
         answer = self._terms.snapshot.answer
         started = self._terms.started(line.service_class, self._pool)
         if answer is not None and started is not None and line.reason is not Reason.TOO_WIDE:

@@ -140,6 +140,7 @@ class _Pass:
         self.answer = terms.snapshot.answer
         self.free = self.snapshot.free_slots - (self.answer.kept_slots if self.answer else 0)
         self.full_executors = {name for name, free in self.snapshot.executor_slots.items() if free <= 0}
+        self.unrestricted = not self.full_executors and not terms.without
         self.passed_over: set[Hashable] = set()
         self.lines: list[Line] = []
         self.pools: dict[str, PoolPass] = {}
@@ -156,8 +157,7 @@ class _Pass:
             for name, pool in self.pools.items():
                 if (slots := pool.task_slots()) > 0:
                     task_slots[name] = slots
-                for state in pool.close():
-                    self.changed[state.key] = state
+                pool.close(self.changed)
             self._forget_who_left()
         self._refuse_heads()
         return Decision(
@@ -187,7 +187,7 @@ class _Pass:
         """The backlog without what cannot be granted whatever the turn: each of those is refused here."""
         cls, pool, candidates = backlog.service_class, backlog.pool, backlog.candidates
         if cls is not _TASK:
-            if self.full_executors or self.terms.without:
+            if not self.unrestricted:
                 candidates = [candidate for candidate in candidates if self._has_executor(backlog, candidate)]
             line = Line(cls, pool, candidates)
         elif self.answer is None:
@@ -210,7 +210,7 @@ class _Pass:
         most = 1
         if max([candidate.width for candidate in candidates], default=1) > 1:
             most = max(1, widest(self.terms, backlog.service_class, backlog.pool))
-        elif not self.full_executors and not self.terms.without:
+        elif self.unrestricted:
             return candidates
         kept = []
         for candidate in candidates:
@@ -343,14 +343,14 @@ class _Pass:
 
     def _refuse_heads(self) -> None:
         """Give the head of each backlog that has a candidate left its one reason."""
-        refusals, answered = self.refusals, self.answer is not None
+        append, answered, no_free_slot = self.refusals.append, self.answer is not None, Reason.NO_FREE_SLOT
         for line in self.lines:
             candidates, position, reason = line.candidates, line.position, line.reason
             if position < len(candidates) and not (answered and line.service_class is _TASK):
                 if reason is None or (line.granted < line.allowed and reason in _POOLS_REASONS):
                     # The pool would have let this one in, and named what stopped those behind it.
-                    reason = Reason.NO_FREE_SLOT
-                refusals.append(Refusal(line.service_class, line.pool, candidates[position], reason))
+                    reason = no_free_slot
+                append(Refusal(line.service_class, line.pool, candidates[position], reason))
 
     def _refuse(self, cls: ServiceClass, pool: str, candidate: Candidate, reason: Reason) -> None:
         self.refusals.append(Refusal(cls, pool, candidate, reason))
