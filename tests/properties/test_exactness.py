@@ -47,7 +47,8 @@ def endless(flows, *, free=4, rules=None):
 
 def test_a_million_charges_and_settlements_do_not_drift():
     """Weights that divide nothing, estimates that are always wrong: at the end the tags are exact."""
-    flow = Flow(FlowState(key=scheduler_key(TASK), weight=333, estimate=1), 0, 0, None, 7_919)
+    flow = Flow()
+    flow.start(FlowState(key=scheduler_key(TASK), weight=333, estimate=1), 0, 0, 7_919)
     queue = FairQueue([flow], 0)
     for _ in range(1_000_000):
         queue.grant()
@@ -124,7 +125,8 @@ def test_the_estimate_comes_to_a_steady_hold_and_stays_there(hold):
 
 
 def test_a_broken_queue_says_so():
-    flow = Flow(FlowState(key=scheduler_key(TASK), weight=10, estimate=1), 0, 0, None, 5)
+    flow = Flow()
+    flow.start(FlowState(key=scheduler_key(TASK), weight=10, estimate=1), 0, 0, 5)
     queue = FairQueue([flow], 0)
     queue.check_invariants()
     flow.tag += 1

@@ -39,26 +39,25 @@ from callback_priority.errors import InternalError
 
 __all__ = ["FairQueue", "Flow"]
 
-T = TypeVar("T")
+F = TypeVar("F", bound="Flow")
 
 
-class Flow(Generic[T]):
-    """A flow at work in one pass: its state unpacked for the inner loop.
+class Flow:
+    """A flow at work in one pass: its state unpacked for the inner loop. What competes in a pass derives from it."""
 
-    Args:
-        state: Where it stood after the last pass, under today's weight.
-        order: Its place in the fixed order that breaks ties.
-        clock: The scope's clock.
-        payload: What the caller serves when it is this flow's turn.
-        charge: What a grant of one slot is charged, in slot-microseconds.
-    """
+    __slots__ = ("_clock", "order", "remainder", "served_at", "state", "step", "tag", "weight")
 
-    __slots__ = ("_clock", "order", "payload", "remainder", "served_at", "state", "step", "tag", "weight")
+    def start(self, state: FlowState, order: int, clock: int, charge: int) -> None:
+        """Take up the flow where the last pass left it; clamp it if it was not eligible until now.
 
-    def __init__(self, state: FlowState, order: int, clock: int, payload: T, charge: int) -> None:
+        Args:
+            state: Where it stood after the last pass, under today's weight.
+            order: Its place in the fixed order that breaks ties.
+            clock: The scope's clock.
+            charge: What a grant of one slot is charged, in slot-microseconds.
+        """
         self.state = state
         self.order = order
-        self.payload = payload
         self._clock = clock
         self.tag: int = state.tag
         self.remainder = state.remainder
@@ -85,20 +84,20 @@ class Flow(Generic[T]):
         self.tag += whole
 
 
-class FairQueue(Generic[T]):
+class FairQueue(Generic[F]):
     """The eligible flows of one scope, in the order in which they are served.
 
     `head` is O(1); `grant` and `drop` are O(log flows).
 
     Args:
-        flows: The eligible flows. One that was not eligible until now is clamped when its `Flow` is made.
+        flows: The eligible flows, started.
         clock: The scope's virtual time.
         by_tag: Whether tags decide. When false, the flows' fixed order alone decides (strict priority).
     """
 
     __slots__ = ("_by_tag", "_heap", "clock")
 
-    def __init__(self, flows: list[Flow[T]], clock: int, *, by_tag: bool = True) -> None:
+    def __init__(self, flows: list[F], clock: int, *, by_tag: bool = True) -> None:
         self._by_tag = by_tag
         self.clock = clock
         self._heap = [(flow.tag if by_tag else 0, flow.order, flow) for flow in flows]
@@ -107,7 +106,7 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._heap)
 
-    def head(self) -> Flow[T]:
+    def head(self) -> F:
         """The flow whose turn it is."""
         return self._heap[0][2]
 
@@ -123,11 +122,11 @@ class FairQueue(Generic[T]):
         if self._by_tag:
             heapreplace(self._heap, (tag, flow.order, flow))
 
-    def drop(self) -> Flow[T]:
+    def drop(self) -> F:
         """Take the head out for the rest of the pass: it has nothing (left) that fits."""
         return heappop(self._heap)[2]
 
-    def left(self) -> list[Flow[T]]:
+    def left(self) -> list[F]:
         """The flows that are still in, in no particular order. O(flows)."""
         return [entry[2] for entry in self._heap]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final
 
 from callback_priority.core.accounting import flow_state, recent
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
@@ -15,8 +15,6 @@ from callback_priority.core.snapshot import Candidate, Entitlements, Reason, Sna
 from callback_priority.core.units import SlotMicros
 
 __all__ = ["UNLIMITED", "Line", "Terms", "served"]
-
-T = TypeVar("T")
 
 UNLIMITED: Final = 1 << 62
 """More slots than there are."""
@@ -108,8 +106,8 @@ def _by_scope(
     return found
 
 
-class Line:
-    """One backlog in the course of a pass.
+class Line(Flow):
+    """One backlog in the course of a pass, which is also the flow that competes in its pool once that is split.
 
     Attributes:
         candidates: Those that can be granted whatever the turn, in their order.
@@ -122,10 +120,9 @@ class Line:
         limit_left: Pool slots left below the class's limit.
         unmet: Pool slots left of the class's reserve.
         reason: Why it gets no more.
-        contested: Whether the pool was split by turns.
+        contested: Whether the pool was split by turns; only then has its flow been started.
         due: Whether its head is due and too wide for what is left.
         passed: Pool slots admitted to others since.
-        state: Its flow in the pool as it went into the split.
     """
 
     __slots__ = (
@@ -145,7 +142,6 @@ class Line:
         "reason",
         "service_class",
         "startable",
-        "state",
         "unmet",
     )
 
@@ -166,7 +162,6 @@ class Line:
         self.contested = self.due = False
         self.cap_reason: Reason | None = None
         self.reason: Reason | None = None
-        self.state: FlowState | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -175,7 +170,7 @@ class Line:
 
 
 def served(
-    flow: Flow[T], granted: int, charge: int, now: int, *, eligible: bool, bypassed: int = 0
+    flow: Flow, granted: int, charge: int, now: int, *, eligible: bool, bypassed: int = 0
 ) -> FlowState:
     """A flow after a pass. Written out, since a pass makes thousands and `attrs.evolve` takes twice as long.
 

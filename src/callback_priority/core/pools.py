@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceClass
-from callback_priority.core.fair_queue import FairQueue, Flow
+from callback_priority.core.fair_queue import FairQueue
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
 from callback_priority.core.quotas import NO_QUOTA
@@ -61,7 +61,6 @@ class PoolPass:
         self._slots: PoolSlots | None = terms.snapshot.pools.get(pool)
         self._past, self._clock = terms.past_of(_POOL, pool)
         self._reserved: dict[ServiceClass, int] = {}
-        self._flows: list[Flow[Line]] = []
         self._untouched = False
 
     # Before the scheduler's slots are handed out ----------------------------------------------------------
@@ -141,23 +140,19 @@ class PoolPass:
         """Split a contested pool by turns: the pool's own fair queue, run dry."""
         terms, pool, past, clock = self._terms, self._pool, self._past, self._clock
         orders, charges, weight_of = terms.orders, terms.charges, terms.entitlements.weight
-        flows = []
         for line in self.lines:
             line.contested = True
             cls = line.service_class
             before = past.get(cls)
             if before is None or before.weight != weight_of(_POOL, pool, cls):
                 before = terms.state(_POOL, pool, cls, before, clock)
-            line.state = state = before
-            flows.append(Flow(state, orders[cls], clock, line, charges[cls]))
-        self._flows = flows
-        queue = FairQueue(flows, clock, by_tag=terms.by_tag)
+            line.start(before, orders[cls], clock, charges[cls])
+        queue = FairQueue(list(self.lines), clock, by_tag=terms.by_tag)
         bypass_limit = terms.entitlements.wide_bypass_limit
         draining = False
         due: list[tuple[Line, int]] = []
         while open_slots > 0 and queue:
-            flow = queue.head()
-            line = flow.payload
+            line = queue.head()
             allowed = line.allowed
             if allowed == len(line.candidates):
                 queue.drop()
@@ -175,7 +170,7 @@ class PoolPass:
             elif width > room:
                 line.reason = Reason.TOO_WIDE
                 line.due = True
-                already = 0 if allowed else flow.state.bypassed
+                already = 0 if allowed else line.state.bypassed
                 draining = draining or already >= bypass_limit
                 due.append((line, already))
             elif allowed < line.startable:
@@ -192,9 +187,8 @@ class PoolPass:
                     draining = draining or already + waiting.passed >= bypass_limit
                 continue
             queue.drop()
-        for flow in queue.left():
+        for line in queue.left():
             # The pool's slots were used up before its turn; unless something else would have stopped it anyway.
-            line = flow.payload
             allowed = line.allowed
             if allowed == len(line.candidates):
                 continue
@@ -244,20 +238,21 @@ class PoolPass:
             return
         past, clock = self._past, self._clock
         now, charges = self._terms.snapshot.now, self._terms.charges
-        for place, line in enumerate(self.lines):
+        for line in self.lines:
             cls = line.service_class
             before = past.get(cls)
             if not line.granted and not line.contested and (before is None or not before.eligible):
                 continue
-            state = line.state or self._terms.state(_POOL, self._pool, cls, before, clock)
-            if line.contested and line.granted == line.allowed:
-                flow = self._flows[place]
-            else:
+            if not line.contested:
+                line.start(self._terms.state(_POOL, self._pool, cls, before, clock), 0, clock, charges[cls])
+                line.charge(line.granted_slots, line.last_width)
+            elif line.granted < line.allowed:
                 # Not all that was admitted was granted: charge from where it stood.
-                flow = Flow(state, 0, clock, line, charges[cls])
-                flow.charge(line.granted_slots, line.last_width)
+                line.start(line.state, 0, clock, charges[cls])
+                line.charge(line.granted_slots, line.last_width)
+            state = line.state
             after = served(
-                flow,
+                line,
                 line.granted,
                 line.granted_slots * charges[cls],
                 now,

@@ -94,7 +94,7 @@ def decide(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
         terms = again
 
 
-class _Party:
+class _Party(Flow):
     """A class at the scheduler's slots: the heads of its lines, the smallest rank first, ties by the pools' names."""
 
     __slots__ = ("by_name", "heads", "limit_left", "lines", "reason", "unmet")
@@ -252,7 +252,7 @@ class _Pass:
         for line in lines:
             if line.allowed:
                 admitted.setdefault(line.service_class, []).append(line)
-        flows = []
+        parties = []
         for cls, its_lines in admitted.items():
             party = _Party(its_lines, limits[cls], unmet[cls])
             if party.limit_left <= 0:
@@ -261,10 +261,11 @@ class _Pass:
                 party.stop(Reason.SLOT_RESERVE)
             else:
                 state = self.terms.state(Level.SCHEDULER, SCHEDULER_SCOPE, cls, past.get(cls), clock)
-                flows.append(Flow(state, self.terms.orders[cls], clock, party, self.terms.charges[cls]))
-        self._serve(FairQueue(flows, clock, by_tag=self.terms.by_tag), reserved)
-        for flow in flows:
-            self._close(flow)
+                party.start(state, self.terms.orders[cls], clock, self.terms.charges[cls])
+                parties.append(party)
+        self._serve(FairQueue(parties, clock, by_tag=self.terms.by_tag), reserved)
+        for party in parties:
+            self._close(party)
         for cls in CLASS_ORDER:
             if cls not in admitted or admitted[cls][0].reason in _SCHEDULER_QUOTAS:
                 self._set_ineligible(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls))
@@ -273,7 +274,7 @@ class _Pass:
         executors = dict(self.snapshot.executor_slots)
         free, grants = self.free, self.grants
         while free > 0 and queue:
-            party = queue.head().payload
+            party = queue.head()
             if not party.heads:
                 queue.drop()
                 continue
@@ -306,14 +307,14 @@ class _Pass:
 
     # Afterwards -------------------------------------------------------------------------------------------
 
-    def _close(self, flow: Flow[_Party]) -> None:
-        party, state = flow.payload, flow.state
+    def _close(self, party: _Party) -> None:
+        state = party.state
         granted = sum(line.granted for line in party.lines)
         waits = bool(party.heads) and party.reason is None
         if party.lines[0].service_class is _TASK and self.answer is not None:
             waits = self.answer.waiting
         charge = granted * self.terms.charges[party.lines[0].service_class]
-        after = served(flow, granted, charge, self.snapshot.now, eligible=waits)
+        after = served(party, granted, charge, self.snapshot.now, eligible=waits)
         if after != self.snapshot.flows.get(state.key):
             self.changed[state.key] = after
 
