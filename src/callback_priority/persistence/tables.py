@@ -35,6 +35,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TIMESTAMP, TypeDecorator, TypeEngine
 
 __all__ = [
+    "BUNDLE_LENGTH",
     "DAG_ID_LENGTH",
     "EXECUTOR_LENGTH",
     "POOL_LENGTH",
@@ -44,6 +45,9 @@ __all__ = [
     "flow_table",
     "item_table",
     "metadata",
+    "reference_table",
+    "request_table",
+    "unit_table",
 ]
 
 VERSION_TABLE: Final = "callback_priority_alembic_version"
@@ -52,14 +56,16 @@ VERSION_TABLE: Final = "callback_priority_alembic_version"
 POOL_LENGTH: Final = 256
 DAG_ID_LENGTH: Final = 250
 EXECUTOR_LENGTH: Final = 256
+BUNDLE_LENGTH: Final = 250
 
 
 class ItemState(str, Enum):
-    """Where a callback's item stands."""
+    """Where a callback's item stands. ``triggered``: the triggerer has it, and it takes no slot."""
 
     WAITING = "waiting"
     PARKED = "parked"
     GRANTED = "granted"
+    TRIGGERED = "triggered"
     DONE = "done"
 
     def __str__(self) -> str:
@@ -147,8 +153,65 @@ item_table = Table(
     Column("scheduler_job_id", Integer, nullable=True),
     Column("attempts", Integer, nullable=False),
     Column("charge", BigInteger, nullable=False),
+    Column("batch", String(64), nullable=True),
+    Column("leader_id", Uuid, nullable=True),
     Index("callback_priority_item_next", "state", "service_class", "pool", "rank", "callback_id"),
     Index("callback_priority_item_turn", "dag_id", "service_class", "priority", "turn"),
     Index("callback_priority_item_finished", "finished_at"),
     Index("callback_priority_item_retry", "retry_at"),
+    Index("callback_priority_item_batch", "batch", "state", "rank"),
+    Index("callback_priority_item_leader", "leader_id"),
 )
+
+reference_table = Table(
+    "callback_priority_reference",
+    metadata,
+    Column("dag_id", String(DAG_ID_LENGTH), primary_key=True),
+    Column("bundle_version", String(BUNDLE_LENGTH), primary_key=True),
+    Column("bundle_name", String(BUNDLE_LENGTH), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("written_at", UtcDateTime, nullable=False),
+)
+"""What each Dag's callbacks are, at each version of its bundle; the empty version is that of a bundle without."""
+
+request_table = Table(
+    "callback_priority_request",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("dedupe_key", String(64), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("dag_id", String(DAG_ID_LENGTH), nullable=False),
+    Column("run_id", String(250), nullable=False),
+    Column("dag_run_id", Integer, nullable=True),
+    Column("task_id", String(250), nullable=False),
+    Column("map_index", Integer, nullable=False),
+    Column("try_number", Integer, nullable=True),
+    Column("outcome", String(10), nullable=False),
+    Column("reason", Text, nullable=True),
+    Column("units", Integer, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("body", Text, nullable=True),
+    Index("callback_priority_request_once", "dedupe_key", unique=True),
+    Index("callback_priority_request_received", "received_at"),
+)
+"""What Airflow asked to be called: one row for each thing that happened, however often it was sent."""
+
+unit_table = Table(
+    "callback_priority_unit",
+    metadata,
+    Column("callback_id", Uuid, primary_key=True),
+    Column("request_id", Uuid, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("name", String(500), nullable=False),
+    Column("target", String(10), nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("claimed_at", UtcDateTime, nullable=True),
+    Column("started_at", UtcDateTime, nullable=True),
+    Column("ended_at", UtcDateTime, nullable=True),
+    Column("worker", String(300), nullable=True),
+    Column("log_path", String(1000), nullable=True),
+    Column("log", Text, nullable=True),
+    Index("callback_priority_unit_request", "request_id"),
+)
+"""What came of a request: one row for each callable, beside its callback and its item."""
