@@ -17,7 +17,18 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-__all__ = ["ENTRY", "PREFIX", "PROTOCOL", "Ended", "Killed", "Routed", "Run", "Start", "UnitOrder", "UnitState"]
+__all__ = [
+    "ENTRY",
+    "PREFIX",
+    "PROTOCOL",
+    "Ended",
+    "Killed",
+    "Routed",
+    "Run",
+    "Start",
+    "UnitOrder",
+    "UnitState",
+]
 
 PROTOCOL: Final = 1
 

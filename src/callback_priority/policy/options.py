@@ -167,6 +167,121 @@ OPTIONS: Final[tuple[Option, ...]] = (
         why_default="Airflow gives every deadline callback the same priority; only you know which Dags matter more.",
     ),
     Option(
+        name="use_worker_callbacks",
+        type="string",
+        default="none",
+        example="all",
+        choices=("none", "task", "dag", "all"),
+        description=(
+            "Which callbacks leave the Dag processor for workers and the triggerer, where they compete for slots by "
+            "their class. `task`: task callbacks and the e-mails of tasks. `dag`: Dag callbacks. `all`: both. "
+            "`none`: the Dag processor runs them, as Airflow does. Takes effect with `mode = active`; with `shadow` "
+            "it is only counted what would be moved. Set it for schedulers, triggerers, Dag processors, API servers "
+            "and workers alike."
+        ),
+        why_default="Installing a package must not move anybody's callbacks. Move one Dag first, see `worker_callbacks_include`.",
+    ),
+    Option(
+        name="worker_callbacks_include",
+        type="string",
+        default="*",
+        example="billing_*, reports",
+        description=(
+            "The Dags that `use_worker_callbacks` is about: patterns of Dag ids (`*`, `?`, `[abc]`; case matters), "
+            "separated by commas."
+        ),
+        why_default="Whoever switches `use_worker_callbacks` on means every Dag, unless they say which.",
+    ),
+    Option(
+        name="worker_callbacks_exclude",
+        type="string",
+        default="",
+        example="legacy_*",
+        description="Patterns of the Dags whose callbacks stay with the Dag processor; they win over `worker_callbacks_include`.",
+        why_default="Nothing is left out unless named.",
+    ),
+    Option(
+        name="callback_executor",
+        type="string",
+        default="{}",
+        example='{"dag_callback": "LocalExecutor", "task_callback": "LocalExecutor"}',
+        description=(
+            "JSON object: callback class to the executor that runs it, named as in `[core] executor`. A callback that "
+            "names an executor itself keeps it; a class that is not named runs on the default executor."
+        ),
+        why_default=(
+            "Most deployments have one executor. Where tasks run on Kubernetes, name a second one here, so that no "
+            "pod is started for each callback."
+        ),
+    ),
+    Option(
+        name="callback_queue",
+        type="string",
+        default="",
+        example='{"deadline": "alerts", "task_callback": "callbacks"}',
+        description=(
+            "The queue of an executor that has queues (Celery): a name for all callbacks, or a JSON object from callback "
+            "class to name. What is not named goes to `[operators] default_queue`."
+        ),
+        why_default=(
+            "Workers listen to `default_queue` in every deployment. Callbacks that must not wait in the broker behind "
+            "tasks need a queue with workers of its own."
+        ),
+    ),
+    Option(
+        name="callback_batch_size",
+        type="integer",
+        default="8",
+        example="1",
+        minimum=1,
+        maximum=1_000,
+        description=(
+            "How many waiting callbacks of one Dag file and class may share one run of a worker, one after the other, "
+            "so that the file is parsed once for all of them. Each has its own state, log and time limit. 1 gives each "
+            "a run of its own."
+        ),
+        why_default=(
+            "Parsing costs far more than most callbacks, so eight together are several times as fast; and a run of "
+            "eight is still short enough to let others have their turn."
+        ),
+    ),
+    Option(
+        name="callback_time_limit_seconds",
+        type="float",
+        default="300",
+        example="60",
+        minimum=0.1,
+        maximum=_DAY_SECONDS,
+        description=(
+            "How long, in seconds, a Dag or task callback may run on a worker before its process is killed and it is "
+            "failed. Deadline callbacks have Airflow's own limit, `[callbacks] callback_execution_timeout`."
+        ),
+        why_default=(
+            "Alerts take seconds; five minutes lets a slow service answer, and no callback holds a slot for ever. The "
+            "Dag processor allows 50 s for a whole file (`[dag_processor] dag_file_processor_timeout`)."
+        ),
+    ),
+    Option(
+        name="callback_load_limit_seconds",
+        type="float",
+        default="120",
+        example="30",
+        minimum=1,
+        maximum=_DAY_SECONDS,
+        description="How long, in seconds, a worker may take to fetch the bundle and parse the Dag file before its first callback.",
+        why_default="Four times Airflow's `dagbag_import_timeout`, since a bundle may have to be fetched first.",
+    ),
+    Option(
+        name="callback_log_limit_bytes",
+        type="integer",
+        default="1048576",
+        example="65536",
+        minimum=1_024,
+        maximum=2**31 - 1,
+        description="How large, in bytes, the log of one callback may grow; what it prints beyond is dropped, and the log says so.",
+        why_default="One megabyte holds any sensible log and keeps a callback that floods from filling the disk.",
+    ),
+    Option(
         name="initial_hold_seconds",
         type="float",
         default="1.0",

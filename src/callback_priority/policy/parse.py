@@ -28,6 +28,7 @@ from callback_priority.policy.settings import (
     Mode,
     PoolShare,
     Settings,
+    WorkerCallbacks,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ __all__ = ["load_settings", "parse_settings"]
 
 _LONGEST_POOL: Final = 256
 _LONGEST_DAG_ID: Final = 250
+_LONGEST_EXECUTOR: Final = 256
+_LONGEST_QUEUE: Final = 256
 _MOST_SLOTS: Final = 2**31 - 1
 _LARGEST_PRIORITY: Final = 2**31 - 1
 _SMALLEST_WEIGHT: Final = Decimal("0.001")
@@ -49,7 +52,7 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?(e[+-]?[0-9]{1,3})
 _UNSTORABLE: Final = re.compile(r"[\x00-\x1f\ud800-\udfff]")
 """Control characters, and halves of surrogate pairs, which JSON can spell but UTF-8 cannot."""
 
-_E = TypeVar("_E", Mode, Policy)
+_E = TypeVar("_E", Mode, Policy, WorkerCallbacks)
 
 
 def parse_settings(raw: Mapping[str, str]) -> Settings:
@@ -134,6 +137,17 @@ class _Reader:
             slot_quotas=self._slot_quotas(given),
             callback_pool=callback_pool,
             dag_priorities=tuple(self._dag_priorities(given)),
+            use_worker_callbacks=self._choice("use_worker_callbacks", WorkerCallbacks, given),
+            worker_callbacks_include=self._patterns("worker_callbacks_include", given),
+            worker_callbacks_exclude=self._patterns("worker_callbacks_exclude", given),
+            callback_executor=self._names(
+                "callback_executor", given, "an executor's name", _LONGEST_EXECUTOR
+            ),
+            callback_queue=self._names("callback_queue", given, "a queue's name", _LONGEST_QUEUE),
+            callback_batch_size=self._count("callback_batch_size", given),
+            callback_time_limit_seconds=self._seconds("callback_time_limit_seconds", given),
+            callback_load_limit_seconds=self._seconds("callback_load_limit_seconds", given),
+            callback_log_limit_bytes=self._count("callback_log_limit_bytes", given),
             initial_hold_seconds=self._seconds("initial_hold_seconds", given),
             priority_aging_seconds=self._seconds("priority_aging_seconds", given),
             dag_turn_seconds=self._seconds("dag_turn_seconds", given),
@@ -413,6 +427,49 @@ class _Reader:
                 limits = f"{-_LARGEST_PRIORITY} to {_LARGEST_PRIORITY}"
                 self._add(path, shown(value), f"write a whole number from {limits}, such as 10")
         return rules
+
+    def _patterns(self, name: str, given: Mapping[str, str]) -> tuple[str, ...]:
+        """Patterns of Dag ids, separated by commas."""
+        option = OPTIONS_BY_NAME[name]
+        text = given.get(name, option.default).strip()
+        if text[:1] in ("'", '"', "{") or text.startswith('["'):
+            remedy = f"write patterns without quotes, separated by commas, such as {option.example}"
+            self._add(name, shown(text), remedy)
+            return ()
+        patterns = tuple(stripped for pattern in text.split(",") if (stripped := pattern.strip()))
+        if not patterns and option.default:
+            self._add(
+                name, shown(text), f"names no Dag; write patterns, such as {option.example}, or remove it"
+            )
+        return tuple(
+            pattern
+            for pattern in patterns
+            if self._is_name(name, pattern, "a pattern of Dag ids", _LONGEST_DAG_ID)
+        )
+
+    def _names(self, name: str, given: Mapping[str, str], what: str, longest: int) -> dict[ServiceClass, str]:
+        """A name by callback class; where the option's default is no object, one name may stand for all."""
+        option = OPTIONS_BY_NAME[name]
+        text = given.get(name, option.default).strip()
+        if option.default or text.startswith("{"):
+            entries = self._object(name, given)
+        elif not text:
+            return {}
+        elif text[:1] in ("'", '"', "["):
+            self._add(
+                name, shown(text), f"write {what} without quotes, or a JSON object such as {option.example}"
+            )
+            return {}
+        else:
+            entries = JsonObject([(cls.value, text) for cls in CALLBACK_CLASSES])
+        names: dict[ServiceClass, str] = {}
+        why_not_task = "a task's executor and queue are set in its Dag; remove it"
+        for cls, path, value in self._by_class(name, entries, CALLBACK_CLASSES, why_not_task):
+            if not isinstance(value, str):
+                self._add(path, shown(value), f"write {what} in double quotes")
+            elif self._is_name(path, value, what, longest):
+                names[cls] = value
+        return names
 
     def _is_name(self, path: str, name: str, what: str, longest: int) -> bool:
         """Whether a database can hold the name; anything else could never match."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
@@ -15,9 +16,6 @@ from callback_priority.core.quotas import NO_QUOTA, Quota
 from callback_priority.core.units import MILLI, Milliweight, SlotMicros, seconds_to_micros
 from callback_priority.policy.options import OPTIONS_BY_NAME
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 __all__ = [
     "DEFAULT_POOL",
     "EVERY_OTHER_POOL",
@@ -26,6 +24,7 @@ __all__ = [
     "Mode",
     "PoolShare",
     "Settings",
+    "WorkerCallbacks",
 ]
 
 DEFAULT_POOL: Final = "default_pool"
@@ -58,12 +57,35 @@ def _all_callback_pools(pools: Mapping[ServiceClass, str]) -> Mapping[ServiceCla
     return MappingProxyType({cls: pools.get(cls, DEFAULT_POOL) for cls in CALLBACK_CLASSES})
 
 
+def _read_only_names(names: Mapping[ServiceClass, str]) -> Mapping[ServiceClass, str]:
+    return MappingProxyType(dict(names))
+
+
 def _seconds(name: str) -> float:
     return float(OPTIONS_BY_NAME[name].default)
 
 
 def _count(name: str) -> int:
     return int(OPTIONS_BY_NAME[name].default)
+
+
+class WorkerCallbacks(str, Enum):
+    """Which callbacks leave the Dag processor."""
+
+    NONE = "none"
+    TASK = "task"
+    DAG = "dag"
+    ALL = "all"
+
+    __str__ = str.__str__
+
+
+_MOVED: Final[Mapping[WorkerCallbacks, frozenset[ServiceClass]]] = {
+    WorkerCallbacks.NONE: frozenset(),
+    WorkerCallbacks.TASK: frozenset({ServiceClass.TASK_CALLBACK}),
+    WorkerCallbacks.DAG: frozenset({ServiceClass.DAG_CALLBACK}),
+    WorkerCallbacks.ALL: frozenset({ServiceClass.TASK_CALLBACK, ServiceClass.DAG_CALLBACK}),
+}
 
 
 class Mode(str, Enum):
@@ -118,6 +140,11 @@ class Settings:
             that are not keys; what a named pool takes over from it is already in the named pool's shares.
         callback_pool: The pool of each callback class, or `INHERIT`; a class left out draws on `DEFAULT_POOL`.
         dag_priorities: Priorities by Dag id; the first match wins.
+        use_worker_callbacks: Which callbacks leave the Dag processor.
+        worker_callbacks_include: Patterns of the Dags whose callbacks do.
+        worker_callbacks_exclude: Patterns of the Dags whose callbacks do not, whatever is included.
+        callback_executor: The executor of the callback classes that have one of their own.
+        callback_queue: The queue of the callback classes that have one of their own.
     """
 
     mode: Mode = Mode.OFF
@@ -129,6 +156,15 @@ class Settings:
     )
     callback_pool: Mapping[ServiceClass, str] = attrs.field(factory=dict, converter=_all_callback_pools)
     dag_priorities: tuple[DagPriority, ...] = ()
+    use_worker_callbacks: WorkerCallbacks = WorkerCallbacks.NONE
+    worker_callbacks_include: tuple[str, ...] = (OPTIONS_BY_NAME["worker_callbacks_include"].default,)
+    worker_callbacks_exclude: tuple[str, ...] = ()
+    callback_executor: Mapping[ServiceClass, str] = attrs.field(factory=dict, converter=_read_only_names)
+    callback_queue: Mapping[ServiceClass, str] = attrs.field(factory=dict, converter=_read_only_names)
+    callback_batch_size: int = _count("callback_batch_size")
+    callback_time_limit_seconds: float = _seconds("callback_time_limit_seconds")
+    callback_load_limit_seconds: float = _seconds("callback_load_limit_seconds")
+    callback_log_limit_bytes: int = _count("callback_log_limit_bytes")
     initial_hold_seconds: float = _seconds("initial_hold_seconds")
     priority_aging_seconds: float = _seconds("priority_aging_seconds")
     dag_turn_seconds: float = _seconds("dag_turn_seconds")
@@ -155,6 +191,21 @@ class Settings:
     def dag_turn_us(self) -> int:
         """``dag_turn_seconds`` in microseconds, as ranks count."""
         return seconds_to_micros(self.dag_turn_seconds)
+
+    def moves(self, service_class: ServiceClass, dag_id: str) -> bool:
+        """Whether a Dag's callbacks of a class leave the Dag processor.
+
+        >>> some = Settings(use_worker_callbacks=WorkerCallbacks.DAG, worker_callbacks_exclude=("old_*",))
+        >>> some.moves(ServiceClass.DAG_CALLBACK, "sales"), some.moves(ServiceClass.DAG_CALLBACK, "old_sales")
+        (True, False)
+
+        Complexity: linear in the number of patterns.
+        """
+        return (
+            service_class in _MOVED[self.use_worker_callbacks]
+            and any(fnmatchcase(dag_id, pattern) for pattern in self.worker_callbacks_include)
+            and not any(fnmatchcase(dag_id, pattern) for pattern in self.worker_callbacks_exclude)
+        )
 
     def draws_on(self, service_class: ServiceClass, pool: str) -> bool:
         """Whether the class's workloads can take slots of this pool: tasks and heirs of tasks of any."""
