@@ -1,0 +1,1 @@
+"""What runs a callback: on a worker or in the triggerer."""
