@@ -8,7 +8,7 @@ from typing import Any
 
 from callback_priority.policy.options import OPTIONS, SECTION
 
-__all__ = ["raw_section"]
+__all__ = ["configured_executors", "raw_section"]
 
 
 def raw_section(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -36,3 +36,19 @@ def raw_section(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str
             if base not in names:
                 raw.setdefault(name, value)
     return {name: value for name, value in raw.items() if value is not None}
+
+
+def configured_executors() -> frozenset[str]:
+    """Every name by which Airflow looks up an executor, of any team: its alias, class name and module path.
+
+    Raises:
+        AirflowConfigException: ``[core] executor`` cannot be read; no scheduler would start with it.
+    """
+    from airflow.executors.executor_loader import ExecutorLoader  # noqa: PLC0415 - who only reads the section needs none
+
+    return frozenset(
+        name
+        for each in ExecutorLoader.get_executor_names(validate_teams=False)
+        for name in (each.alias, each.module_path, each.module_path.rpartition(".")[2])
+        if name
+    )

@@ -1,4 +1,4 @@
-"""Whether settings suit a deployment: its pools and its schedulers' slots.
+"""Whether settings suit a deployment: its pools, its schedulers' slots and its executors.
 
 Pools are made and resized while Airflow runs, so this is a check at start, not an invariant: the slot loop
 itself copes with any sizes. What is refused here is what would be wrong from the first loop on.
@@ -17,13 +17,14 @@ from callback_priority.policy.json_text import quoted
 from callback_priority.policy.settings import EVERY_OTHER_POOL, INHERIT, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from callback_priority.core.quotas import Quota
 
-__all__ = ["check_pools", "check_slots"]
+__all__ = ["check_executors", "check_pools", "check_slots"]
 
 _MOST_NAMED: Final = 3
+_LONGEST_GUESSED: Final = 256
 _STAR: Final = f"pool_quotas[{quoted(EVERY_OTHER_POOL)}]"
 _NAME_THEM: Final = ", or name the pool in pool_quotas with quotas of its own"
 
@@ -91,6 +92,29 @@ def check_slots(settings: Settings, parallelism: int | None) -> tuple[Problem, .
     return tuple(findings.problems("slot_quotas"))
 
 
+def check_executors(settings: Settings, executors: Collection[str]) -> tuple[Problem, ...]:
+    """What is wrong with the settings, given the executors that are configured.
+
+    Args:
+        settings: What is configured.
+        executors: Every name that Airflow knows one by: aliases, class names and module paths.
+
+    Returns:
+        Executors that do not exist. Whether one can run callbacks shows at work.
+    """
+    known = sorted(executors)
+    return tuple(
+        Problem(
+            key=f"callback_executor.{service_class}",
+            value=name,
+            remedy=f"no such executor{_guess(name, known)}; `[core] executor` has {', '.join(_shortest(known))}: name "
+            "one of those, or add it there",
+        )
+        for service_class, name in settings.callback_executor.items()
+        if name not in executors
+    )
+
+
 @attrs.define
 class _Findings:
     """What was found in one scope, or in all the scopes that one entry stands for."""
@@ -148,15 +172,25 @@ def _examine(
 
 
 def _unknown_pool(key: str, pool: str, known: Mapping[str, object]) -> Problem:
-    close = difflib.get_close_matches(pool, list(known), n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
     pattern = " ('*' only works alone, not in a name)" if "*" in pool else ""
     return Problem(
         key=key,
         value=pool,
-        remedy=f"no such pool{guess}{pattern}; name one that exists (`airflow pools list`), or make it "
+        remedy=f"no such pool{_guess(pool, known)}{pattern}; name one that exists (`airflow pools list`), or make it "
         "(`airflow pools set`)",
     )
+
+
+def _guess(name: str, known: Iterable[str]) -> str:
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name[:_LONGEST_GUESSED].lower(), list(by_lower), n=1)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def _shortest(executors: Iterable[str]) -> list[str]:
+    """The names without the module paths, unless there is nothing else."""
+    every = list(executors)
+    return [name for name in every if "." not in name] or every or ["none"]
 
 
 def _listing(places: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from callback_priority.core.policies import Policy
 from callback_priority.core.quotas import Quota
 from callback_priority.core.units import MAX_WEIGHT_MILLI, MILLI, Milliweight
 from callback_priority.errors import ConfigurationError, Problem
-from callback_priority.policy.checks import check_pools, check_slots
+from callback_priority.policy.checks import check_executors, check_pools, check_slots
 from callback_priority.policy.json_text import Json, JsonObject, decode, quoted, shown
 from callback_priority.policy.options import OPTIONS_BY_NAME, Option
 from callback_priority.policy.settings import (
@@ -83,7 +83,11 @@ def parse_settings(raw: Mapping[str, str]) -> Settings:
 
 
 def load_settings(
-    raw: Mapping[str, str], *, pool_slots: Mapping[str, int | None], parallelism: int | None
+    raw: Mapping[str, str],
+    *,
+    pool_slots: Mapping[str, int | None],
+    parallelism: int | None,
+    executors: frozenset[str] | None = None,
 ) -> Settings:
     """Read the section and hold it against the deployment, so that one error lists the problems of both kinds.
 
@@ -91,6 +95,8 @@ def load_settings(
         raw: The text of each option that is set, by option name.
         pool_slots: The slots of every pool there is; ``None`` for a pool without end.
         parallelism: The slots of one scheduler; ``None`` for no end.
+        executors: Every name that Airflow knows an executor by (`callback_priority.adapter.config` lists them);
+            ``None`` leaves the names of executors unchecked.
 
     Raises:
         ConfigurationError: Something is invalid or does not suit; it carries every problem.
@@ -98,6 +104,8 @@ def load_settings(
     reader = _Reader()
     settings = reader.read(raw)
     problems = [*reader.problems, *check_pools(settings, pool_slots), *check_slots(settings, parallelism)]
+    if executors is not None:
+        problems += check_executors(settings, executors)
     if problems:
         raise ConfigurationError(problems)
     return settings

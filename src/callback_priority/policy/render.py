@@ -10,7 +10,7 @@ from callback_priority.core.units import MILLI, Milliweight
 from callback_priority.policy.options import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from callback_priority.core.quotas import Quota
     from callback_priority.policy.settings import PoolShare, Settings
@@ -39,10 +39,21 @@ def render_settings(settings: Settings) -> dict[str, str]:
         ),
         "callback_pool": _json({cls.value: pool for cls, pool in settings.callback_pool.items()}),
         "dag_priorities": _json({rule.pattern: rule.priority for rule in settings.dag_priorities}),
+        "worker_callbacks_include": _patterns(settings.worker_callbacks_include),
+        "worker_callbacks_exclude": _patterns(settings.worker_callbacks_exclude),
+        "callback_executor": _json({cls.value: name for cls, name in settings.callback_executor.items()}),
+        "callback_queue": _json({cls.value: name for cls, name in settings.callback_queue.items()}),
     }
     return {
-        option.name: structured.get(option.name) or str(getattr(settings, option.name)) for option in OPTIONS
+        option.name: structured[option.name]
+        if option.name in structured
+        else str(getattr(settings, option.name))
+        for option in OPTIONS
     }
+
+
+def _patterns(patterns: Iterable[str]) -> str:
+    return ", ".join(patterns)
 
 
 def _weight(weight: Milliweight) -> int | float:

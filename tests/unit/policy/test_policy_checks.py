@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from callback_priority.core.classes import CLASS_ORDER, Level
 from callback_priority.errors import ConfigurationError
-from callback_priority.policy.checks import check_pools, check_slots
+from callback_priority.policy.checks import check_executors, check_pools, check_slots
 from callback_priority.policy.parse import load_settings, parse_settings
 from callback_priority.policy.settings import Settings
 
@@ -78,6 +78,46 @@ def test_slots_are_checked_like_a_pool():
     assert slot_problems(3, '{"task": {"reserve": 3}}') == {
         f"slot_quotas, reserves of the others than {cls}" for cls in CLASS_ORDER[:-1]
     }
+
+
+KNOWN = frozenset(
+    {
+        "LocalExecutor",
+        "airflow.executors.local_executor.LocalExecutor",
+        "pods",
+        "KubernetesExecutor",
+        "airflow.providers.cncf.kubernetes.executors.kubernetes_executor.KubernetesExecutor",
+    }
+)
+
+
+def executor_problems(known, text):
+    settings = parse_settings({"callback_executor": text})
+    return {problem.key: str(problem) for problem in check_executors(settings, known)}
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_an_executor_may_be_called_by_every_name_that_airflow_knows(name):
+    assert executor_problems(KNOWN, '{"dag_callback": "%s"}' % name) == {}  # noqa: UP031
+
+
+def test_an_executor_that_is_not_configured_is_named_with_the_nearest_that_is():
+    found = executor_problems(KNOWN, '{"dag_callback": "localexecutor", "deadline": "celery"}')
+    assert set(found) == {"callback_executor.dag_callback", "callback_executor.deadline"}
+    assert "did you mean 'LocalExecutor'?" in found["callback_executor.dag_callback"]
+    assert (
+        "`[core] executor` has KubernetesExecutor, LocalExecutor, pods" in found["callback_executor.deadline"]
+    )
+    assert "did you mean" not in found["callback_executor.deadline"]
+    assert set(executor_problems(frozenset(), '{"deadline": "celery"}')) == {"callback_executor.deadline"}
+
+
+def test_executors_are_checked_where_they_are_known():
+    raw = {"callback_executor": '{"deadline": "Celery"}'}
+    assert load_settings(raw, pool_slots=POOLS, parallelism=8).callback_executor
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(raw, pool_slots=POOLS, parallelism=8, executors=KNOWN)
+    assert [problem.key for problem in caught.value.problems] == ["callback_executor.deadline"]
 
 
 def test_one_error_has_the_problems_of_text_and_deployment():

@@ -15,10 +15,17 @@ from callback_priority.errors import ConfigurationError
 from callback_priority.policy.options import OPTIONS
 from callback_priority.policy.parse import parse_settings
 from callback_priority.policy.render import render_settings
-from callback_priority.policy.settings import INHERIT, DagPriority, Mode, PoolShare, Settings
+from callback_priority.policy.settings import (
+    INHERIT,
+    DagPriority,
+    Mode,
+    PoolShare,
+    Settings,
+    WorkerCallbacks,
+)
 
-DEADLINE, TASK, TASK_CALLBACK = ServiceClass.DEADLINE, ServiceClass.TASK, ServiceClass.TASK_CALLBACK
-JSON_OPTIONS = ("weights", "slot_quotas", "pool_quotas", "callback_pool", "dag_priorities")
+DEADLINE, TASK = ServiceClass.DEADLINE, ServiceClass.TASK
+TASK_CALLBACK, DAG_CALLBACK = ServiceClass.TASK_CALLBACK, ServiceClass.DAG_CALLBACK
 
 
 def problems_of(raw: dict[str, str]) -> dict[str, str]:
@@ -102,6 +109,8 @@ quotas = st.builds(
 classes = st.sampled_from(CLASS_ORDER)
 shares = st.builds(PoolShare, quota=quotas, weight=st.none() | milliweights)
 seconds = st.integers(1, 10**9).map(lambda micros: micros / 1000)
+by_class = st.dictionaries(st.sampled_from(CALLBACK_CLASSES), names)
+patterns = names.filter(lambda name: "," not in name and name[0] not in "'\"{[").map(str.strip)
 
 
 @st.composite
@@ -127,6 +136,14 @@ def valid_settings(draw):
                 st.dictionaries(names, st.integers(-(2**31) + 1, 2**31 - 1))
             ).items()
         ),
+        use_worker_callbacks=draw(st.sampled_from(WorkerCallbacks)),
+        worker_callbacks_include=tuple(draw(st.lists(patterns, min_size=1, max_size=3))),
+        worker_callbacks_exclude=tuple(draw(st.lists(patterns, max_size=3))),
+        callback_executor=draw(by_class),
+        callback_queue=draw(by_class),
+        callback_batch_size=draw(st.integers(1, 1_000)),
+        callback_time_limit_seconds=draw(st.integers(1, 864_000).map(lambda tenths: tenths / 10)),
+        callback_log_limit_bytes=draw(st.integers(1_024, 2**31 - 1)),
         priority_aging_seconds=draw(seconds),
         wide_bypass_limit=draw(st.integers(0, 10**6)),
     )
@@ -182,6 +199,15 @@ def test_every_mistake_is_listed_with_key_value_and_remedy():
             "sweep_interval_seconds": "inf",
             "executor_time_to_live_seconds": "5",
             "histroy_seconds": "7",
+            "use_worker_callbacks": "tasks",
+            "worker_callbacks_include": ",",
+            "worker_callbacks_exclude": '["old_*"]',
+            "callback_executor": '{"task": "LocalExecutor", "deadline": 1, "dag_callback": ""}',
+            "callback_queue": '"alerts"',
+            "callback_batch_size": "0",
+            "callback_time_limit_seconds": "none",
+            "callback_load_limit_seconds": "0.5",
+            "callback_log_limit_bytes": "1MB",
         }
     )
     assert set(found) == {
@@ -191,7 +217,10 @@ def test_every_mistake_is_listed_with_key_value_and_remedy():
         "callback_pool.deadline", "callback_pool.task", "callback_pool.dag_callback",
         "dag_priorities['billing_*']", "dag_priorities['x']", "dag_priorities['']", "wide_bypass_limit",
         "failure_threshold", "history_seconds", "sweep_interval_seconds", "executor_time_to_live_seconds",
-        "histroy_seconds",
+        "histroy_seconds", "use_worker_callbacks", "worker_callbacks_include", "worker_callbacks_exclude",
+        "callback_executor.task", "callback_executor.deadline", "callback_executor.dag_callback",
+        "callback_queue", "callback_batch_size", "callback_time_limit_seconds",
+        "callback_load_limit_seconds", "callback_log_limit_bytes",
     }  # fmt: skip
     assert "did you mean 'active'" in found["mode"]
     assert "a comment goes on a line of its own" in found["policy"]
@@ -234,6 +263,81 @@ def test_a_key_given_twice_is_a_problem(option, text, key):
 )
 def test_a_weight_is_never_rounded_or_guessed(text):
     assert set(problems_of({"weights": f'{{"task": {text}}}'})) == {"weights.task"}
+
+
+# -- callbacks that move
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "key", "says"),
+    [
+        ("use_worker_callbacks", "tasks", "use_worker_callbacks", "write one of none, task, dag, all; did"),
+        ("use_worker_callbacks", "True", "use_worker_callbacks", "write one of none, task, dag, all"),
+        ("worker_callbacks_include", "", "worker_callbacks_include", "names no Dag"),
+        ("worker_callbacks_include", "'sales_*'", "worker_callbacks_include", "without quotes"),
+        ("worker_callbacks_exclude", '["a"]', "worker_callbacks_exclude", "such as legacy_*"),
+        ("worker_callbacks_exclude", "a" * 251, "worker_callbacks_exclude", "longer than 250 characters"),
+        ("callback_executor", "LocalExecutor", "callback_executor", "is not JSON at line 1"),
+        (
+            "callback_executor",
+            '{"dag_calback": "x"}',
+            "callback_executor['dag_calback']",
+            "did you mean 'dag_callback'",
+        ),
+        ("callback_executor", '{"task": "x"}', "callback_executor.task", "set in its Dag"),
+        ("callback_executor", '{"deadline": null}', "callback_executor.deadline", "in double quotes"),
+        ("callback_queue", '["alerts"]', "callback_queue", "write a queue's name without quotes"),
+        ("callback_queue", '{"deadline": " "}', "callback_queue.deadline", "is empty"),
+        ("callback_batch_size", "1001", "callback_batch_size", "from 1 to 1000"),
+        ("callback_time_limit_seconds", "0", "callback_time_limit_seconds", "from 0.1 to 86400"),
+        ("callback_load_limit_seconds", "-1", "callback_load_limit_seconds", "from 1 to 86400"),
+        ("callback_log_limit_bytes", "1.5", "callback_log_limit_bytes", "a whole number from 1024"),
+    ],
+)
+def test_each_mistake_about_callbacks_that_move_says_what_to_write(option, text, key, says):
+    found = problems_of({option: text})
+    assert set(found) == {key}
+    assert says in found[key]
+
+
+@pytest.mark.parametrize(
+    ("word", "moved"),
+    [
+        ("none", set()),
+        ("task", {TASK_CALLBACK}),
+        ("dag", {DAG_CALLBACK}),
+        ("all", {TASK_CALLBACK, DAG_CALLBACK}),
+    ],
+)
+def test_the_word_says_which_classes_move(word, moved):
+    """Deadline callbacks never were with the Dag processor, and task instances are no callbacks."""
+    settings = parse_settings({"use_worker_callbacks": word})
+    assert {cls for cls in ServiceClass if settings.moves(cls, "any")} == moved
+
+
+def test_a_dag_moves_that_is_included_and_not_excluded():
+    settings = parse_settings(
+        {
+            "use_worker_callbacks": "all",
+            "worker_callbacks_include": "billing_*, reports",
+            "worker_callbacks_exclude": "*_eu,",
+        }
+    )
+    dags = ("billing_us", "billing_eu", "reports", "reports_2", "Billing_us")
+    assert [dag for dag in dags if settings.moves(TASK_CALLBACK, dag)] == ["billing_us", "reports"]
+
+
+def test_callbacks_that_move_need_no_mode():
+    """The mode decides whether anything happens; `callback-priority doctor` warns that nothing does."""
+    settings = parse_settings({"mode": "off", "use_worker_callbacks": "all"})
+    assert settings.moves(DAG_CALLBACK, "any")
+
+
+def test_a_queue_is_a_name_for_all_or_one_per_class():
+    everywhere = parse_settings({"callback_queue": " alerts "}).callback_queue
+    assert everywhere == dict.fromkeys(CALLBACK_CLASSES, "alerts")
+    assert parse_settings({"callback_queue": '{"deadline": "alerts"}'}).callback_queue == {DEADLINE: "alerts"}
+    assert parse_settings({"callback_queue": " "}).callback_queue == {}
 
 
 # -- pools
@@ -280,7 +384,7 @@ def test_the_callback_pool_is_a_name_for_all_or_one_per_class():
     mixed = parse_settings({"callback_pool": '{"deadline": "alerts", "task_callback": "inherit"}'})
     assert mixed.pool_of(DEADLINE, "etl") == "alerts"
     assert mixed.pool_of(TASK_CALLBACK, "etl") == "etl"
-    assert mixed.pool_of(ServiceClass.DAG_CALLBACK, "etl") == "default_pool"
+    assert mixed.pool_of(DAG_CALLBACK, "etl") == "default_pool"
     assert set(problems_of({"callback_pool": "inherit"})) == {"callback_pool"}
     assert set(problems_of({"callback_pool": '"alerts"'})) == {"callback_pool"}
 
