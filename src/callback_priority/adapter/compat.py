@@ -1,7 +1,7 @@
 """What differs between Airflow's versions, and whether this one is known.
 
 The hook replaces a few of Airflow's methods and relies on the text of a few more. Each is known by its
-fingerprint (`callback_priority.adapter.fingerprint`) in the versions that were read and run. Anything else,
+fingerprint (`callback_priority.fingerprint`) in the versions that were read and run. Anything else,
 a newer version or a patched installation, switches the hook off with one line that names what differs.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 import attrs
 from packaging.version import Version
 
-from callback_priority.adapter.fingerprint import fingerprint
+from callback_priority.fingerprint import fingerprint
 
 __all__ = ["REPLACED", "SUPPORTED", "Target", "airflow_version", "mismatches"]
 
