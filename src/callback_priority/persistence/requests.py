@@ -1,0 +1,404 @@
+"""What Airflow asked to be called, and what came of it: requests and their units.
+
+A request is written once for each thing that happened, however often and by however many processes it is sent:
+its key says what happened, and the database keeps the key unique. What it comes to is written in the transaction
+that claimed it. A unit is one callable of a request, beside Airflow's callback and our item, whose key it shares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from enum import Enum
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+import attrs
+from sqlalchemy import Connection, Insert, bindparam, delete, exists, func, select, update
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks, write_rows
+from callback_priority.persistence.tables import ItemState, item_table, request_table, unit_table
+
+__all__ = [
+    "Body",
+    "Count",
+    "NewRequest",
+    "NewUnit",
+    "Outcome",
+    "Request",
+    "Target",
+    "Unit",
+    "add_units",
+    "claim",
+    "conclude",
+    "counts",
+    "end_units",
+    "read_request",
+    "read_units",
+    "redirect_unit",
+    "remove_units",
+    "trim",
+    "units_of",
+]
+
+_REQUEST = request_table.c
+_UNIT = unit_table.c
+
+
+class Outcome(str, Enum):
+    """What came of a request."""
+
+    ROUTED = "routed"
+    """Its callables run on workers or the triggerer."""
+    FALLBACK = "fallback"
+    """It went to the Dag processor, for a reason."""
+    EMPTY = "empty"
+    """There is nothing to call."""
+    SHADOW = "shadow"
+    """It went to the Dag processor, since it is only watched; the reason says what would have come of it."""
+
+    __str__ = str.__str__
+
+
+class Target(str, Enum):
+    """What calls a callable."""
+
+    WORKER = "worker"
+    TRIGGERER = "triggerer"
+
+    __str__ = str.__str__
+
+
+@attrs.frozen(kw_only=True)
+class Body:
+    """Airflow's request, as its class writes it.
+
+    Args:
+        request_class: The name of the class in ``airflow.callbacks.callback_requests``.
+        request: Its fields, as JSON.
+    """
+
+    request_class: str
+    request: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """As it stands in the table."""
+        return json.dumps({"class": self.request_class, "request": self.request}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Body:
+        """Of what `to_json` gives."""
+        found = json.loads(text)
+        return cls(request_class=found["class"], request=found["request"])
+
+
+@attrs.frozen(kw_only=True)
+class NewRequest:
+    """A request that comes in.
+
+    Args:
+        id: Its key.
+        dedupe_key: What happened, as a digest: equal for requests about the same thing.
+        kind: Of `callback_priority.core.kinds.KINDS`.
+        dag_id: The Dag.
+        run_id: Its run.
+        dag_run_id: The run's key, if the run exists.
+        task_id: The task, empty for the Dag's own callbacks.
+        map_index: Which of a mapped task's instances; -1 for the others.
+        try_number: Which try.
+    """
+
+    id: UUID
+    dedupe_key: str
+    kind: str
+    dag_id: str
+    run_id: str
+    dag_run_id: int | None
+    task_id: str = ""
+    map_index: int = -1
+    try_number: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Request(NewRequest):
+    """A request and what came of it; the columns of its row.
+
+    Args:
+        outcome: What came of it.
+        reason: Why, if it was not routed.
+        units: How many callables were routed.
+        received_at: When it came in first.
+        body: Airflow's request; ``None`` unless it is routed.
+    """
+
+    outcome: Outcome
+    reason: str | None
+    units: int
+    received_at: datetime
+    body: Body | None
+
+
+@attrs.frozen(kw_only=True)
+class NewUnit:
+    """A callable that is to be called.
+
+    Args:
+        callback_id: Key of Airflow's ``callback`` row and of the item.
+        request_id: The request.
+        position: Its place in the Dag's or task's list.
+        name: What people call it.
+        target: What calls it.
+        reference: Where it is found; empty for an e-mail.
+    """
+
+    callback_id: UUID
+    request_id: UUID
+    position: int
+    name: str
+    target: Target
+    reference: Mapping[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Unit(NewUnit):
+    """A callable and how it fares; the columns of its row."""
+
+    claimed_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    worker: str | None
+    log_path: str | None
+    log: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Count:
+    """How many requests of a kind came to the same.
+
+    Args:
+        kind: Of `callback_priority.core.kinds.KINDS`.
+        outcome: What came of them.
+        reason: Why.
+        requests: How many there are.
+        units: How many callables came of them.
+    """
+
+    kind: str
+    outcome: Outcome
+    reason: str | None
+    requests: int
+    units: int
+
+
+def claim(conn: Connection, request: NewRequest, *, now: datetime) -> bool:
+    """Be the one who handles a request; one statement.
+
+    While another transaction that claimed it is open, this waits on PostgreSQL and MySQL for how it ends.
+
+    Returns:
+        Whether it came in for the first time. If so, `conclude` it in the same transaction.
+    """
+    row = {name: _storable(value) for name, value in attrs.asdict(request, recurse=False).items()}
+    row |= {"outcome": Outcome.ROUTED.value, "reason": None, "units": 0, "received_at": now, "body": None}
+    return conn.execute(_insert_once(conn.dialect.name), row).rowcount == 1
+
+
+@lru_cache(maxsize=4)
+def _insert_once(dialect: str) -> Insert:
+    if dialect in ("mysql", "mariadb"):
+        # An update on a duplicate key that changes nothing counts as one row found, like an insert.
+        return mysql.insert(request_table).prefix_with("IGNORE")
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(request_table).on_conflict_do_nothing(index_elements=[_REQUEST.dedupe_key])
+
+
+def conclude(
+    conn: Connection,
+    request_id: UUID,
+    outcome: Outcome,
+    *,
+    reason: str | None = None,
+    units: int = 0,
+    body: Body | None = None,
+) -> None:
+    """Write what came of a request.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        request_id: The request.
+        outcome: What came of it.
+        reason: Why, if it is not routed.
+        units: How many callables are routed.
+        body: Airflow's request, if it is routed.
+    """
+    conn.execute(
+        update(request_table)
+        .where(_REQUEST.id == request_id)
+        .values(
+            outcome=outcome.value,
+            reason=_storable(reason),
+            units=units,
+            body=None if body is None else body.to_json(),
+        )
+    )
+
+
+def add_units(conn: Connection, units: Iterable[NewUnit]) -> int:
+    """Write units, in one statement for up to a thousand of them.
+
+    Returns:
+        How many were written.
+    """
+    rows = [
+        {
+            "callback_id": unit.callback_id,
+            "request_id": unit.request_id,
+            "position": unit.position,
+            "name": _storable(unit.name)[:500],
+            "target": unit.target.value,
+            "reference": json.dumps(unit.reference, sort_keys=True, separators=(",", ":")),
+        }
+        for unit in units
+    ]
+    return write_rows(conn, unit_table, unit_table.insert(), rows)
+
+
+def read_request(conn: Connection, request_id: UUID) -> Request | None:
+    """A request by its key."""
+    row = conn.execute(select(*request_table.columns).where(_REQUEST.id == request_id)).one_or_none()
+    return None if row is None else _request(row)
+
+
+def read_units(conn: Connection, callback_ids: Collection[UUID]) -> dict[UUID, tuple[Unit, Request]]:
+    """Units with their requests, by callback; callbacks that are not of a request are left out."""
+    found: dict[UUID, tuple[Unit, Request]] = {}
+    width = len(unit_table.columns)
+    for ids in chunks(callback_ids, KEYS_PER_STATEMENT):
+        statement = (
+            select(*unit_table.columns, *request_table.columns)
+            .join(request_table, _REQUEST.id == _UNIT.request_id)
+            .where(_UNIT.callback_id.in_(bindparam("ids", expanding=True)))
+        )
+        for row in conn.execute(statement, {"ids": ids}):
+            unit = _unit(dict(zip(unit_table.columns.keys(), row[:width], strict=True)))
+            values = dict(zip(request_table.columns.keys(), row[width:], strict=True))
+            found[unit.callback_id] = (unit, _request_of(values))
+    return found
+
+
+def units_of(conn: Connection, request_id: UUID, *, lock: bool = False) -> list[Unit]:
+    """A request's units, in the order in which the Dag lists them.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        request_id: The request.
+        lock: Keep others from changing them until the transaction ends; SQLite has no such lock.
+    """
+    statement = select(*unit_table.columns).where(_UNIT.request_id == request_id).order_by(_UNIT.position)
+    rows = conn.execute(statement.with_for_update() if lock else statement)
+    return [_unit(dict(row._mapping)) for row in rows]
+
+
+def redirect_unit(conn: Connection, callback_id: UUID, target: Target) -> None:
+    """Have something else call a unit that has not been called."""
+    conn.execute(update(unit_table).where(_UNIT.callback_id == callback_id).values(target=target.value))
+
+
+def end_units(conn: Connection, callback_ids: Iterable[UUID], now: datetime) -> int:
+    """Note that units have ended; those that ended before keep their time.
+
+    Returns:
+        How many were noted.
+    """
+    changed = 0
+    for ids in chunks(callback_ids, KEYS_PER_STATEMENT):
+        statement = update(unit_table).where(_UNIT.callback_id.in_(ids), _UNIT.ended_at.is_(None))
+        changed += conn.execute(statement.values(ended_at=now)).rowcount
+    return changed
+
+
+def remove_units(conn: Connection, request_id: UUID) -> int:
+    """Remove a request's units and their items; Airflow's callbacks are the caller's.
+
+    Returns:
+        How many units there were.
+    """
+    ids = select(_UNIT.callback_id).where(_UNIT.request_id == request_id)
+    conn.execute(delete(item_table).where(item_table.c.callback_id.in_(ids)))
+    return conn.execute(delete(unit_table).where(_UNIT.request_id == request_id)).rowcount
+
+
+_OLD: Final = (
+    select(_REQUEST.id)
+    .where(
+        _REQUEST.received_at < bindparam("received_before", type_=_REQUEST.received_at.type),
+        ~exists()
+        .where(_UNIT.request_id == _REQUEST.id, item_table.c.callback_id == _UNIT.callback_id)
+        .where(item_table.c.state != ItemState.DONE.value),
+    )
+    .order_by(_REQUEST.received_at)
+    .limit(bindparam("most"))
+)
+
+
+def trim(conn: Connection, *, received_before: datetime, limit: int) -> int:
+    """Remove old requests with their units, oldest first; those with an open item stay.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        received_before: Older ones go.
+        limit: The most to remove in one call, so that no transaction grows long.
+
+    Returns:
+        How many requests were removed.
+    """
+    old = conn.scalars(_OLD, {"received_before": received_before, "most": limit}).all()
+    removed = 0
+    for ids in chunks(sorted(old), KEYS_PER_STATEMENT):
+        conn.execute(delete(unit_table).where(_UNIT.request_id.in_(ids)))
+        removed += conn.execute(delete(request_table).where(_REQUEST.id.in_(ids))).rowcount
+    return removed
+
+
+def counts(conn: Connection, *, since: datetime | None = None) -> list[Count]:
+    """How many requests there are by kind, outcome and reason, in this order.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        since: Only those received from then on.
+    """
+    key = (_REQUEST.kind, _REQUEST.outcome, _REQUEST.reason)
+    statement = select(*key, func.count(), func.sum(_REQUEST.units)).group_by(*key)
+    if since is not None:
+        statement = statement.where(_REQUEST.received_at >= since)
+    found = [
+        Count(kind=kind, outcome=Outcome(outcome), reason=reason, requests=requests, units=int(units))
+        for kind, outcome, reason, requests, units in conn.execute(statement)
+    ]
+    return sorted(found, key=lambda count: (count.kind, count.outcome, count.reason or ""))
+
+
+def _request(row: Any) -> Request:
+    return _request_of(dict(row._mapping))
+
+
+def _request_of(values: dict[str, Any]) -> Request:
+    body = values["body"]
+    return Request(
+        **values
+        | {"outcome": Outcome(values["outcome"]), "body": None if body is None else Body.from_json(body)}
+    )
+
+
+def _unit(values: dict[str, Any]) -> Unit:
+    return Unit(**values | {"target": Target(values["target"]), "reference": json.loads(values["reference"])})
+
+
+def _storable(value: Any) -> Any:
+    """Text that a column can hold: PostgreSQL refuses NUL and lone surrogates."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\0", "").encode(errors="replace").decode()
