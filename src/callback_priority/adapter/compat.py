@@ -7,7 +7,7 @@ a newer version or a patched installation, switches the hook off with one line t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Final
@@ -17,7 +17,15 @@ from packaging.version import Version
 
 from callback_priority.fingerprint import fingerprint
 
-__all__ = ["REPLACED", "SUPPORTED", "Target", "airflow_version", "mismatches"]
+__all__ = [
+    "PARSE_TARGETS",
+    "REPLACED",
+    "SUPPORTED",
+    "Target",
+    "airflow_version",
+    "differences",
+    "mismatches",
+]
 
 SUPPORTED: Final = "3.3"
 """The Airflow minor version that the hook was built for."""
@@ -25,11 +33,11 @@ SUPPORTED: Final = "3.3"
 
 @attrs.frozen(kw_only=True)
 class Target:
-    """A method of Airflow's.
+    """A method or function of Airflow's.
 
     Args:
         module: Where it is defined.
-        owner: Its class.
+        owner: Its class; empty for a function.
         name: Its name.
         known: Fingerprints of it in the versions that were read and run.
     """
@@ -40,12 +48,13 @@ class Target:
     known: frozenset[str]
 
     @property
-    def cls(self) -> type[Any]:
-        """The class; imports its module."""
-        return getattr(import_module(self.module), self.owner)  # type: ignore[no-any-return]
+    def cls(self) -> Any:
+        """The class, or the module of a function; imports the module."""
+        module = import_module(self.module)
+        return getattr(module, self.owner) if self.owner else module
 
     def __str__(self) -> str:
-        return f"{self.owner}.{self.name}"
+        return f"{self.owner or self.module}.{self.name}"
 
 
 _RUNNER: Final = ("airflow.jobs.scheduler_job_runner", "SchedulerJobRunner")
@@ -90,6 +99,21 @@ RELIED_ON: Final[tuple[Target, ...]] = (
 )
 """What the hook calls or is called by, and whose text it depends on."""
 
+_PROCESSOR: Final = ("airflow.dag_processing.processor", "")
+_MANAGER: Final = ("airflow.dag_processing.manager", "DagFileProcessorManager")
+
+PARSE_TARGETS: Final[tuple[Target, ...]] = (
+    _target(_PROCESSOR, "_serialize_dags", "156f8d6acc44f0d6"),
+    _target(_PROCESSOR, "_parse_file", "067e6cfbd9c5fae4", "c4da485193933046"),
+    _target(
+        ("airflow.dag_processing.collection", ""), "update_dag_parsing_results_in_db", "7de7a685beee509e"
+    ),
+    _target(_MANAGER, "handle_parsing_result", "e1937158f0954959"),
+    _target(_MANAGER, "persist_parsing_result", "0b2db5439e52f329"),
+    _target(("airflow.dag_processing.dagbag", ""), "sync_bag_to_db", "6a8b41d50462dac1"),
+)
+"""What `callback_priority.adapter.references` wraps or relies on in the Dag processor, checked module by module."""
+
 
 def airflow_version() -> str:
     """The installed version of Airflow."""
@@ -98,11 +122,16 @@ def airflow_version() -> str:
 
 def mismatches() -> list[str]:
     """Why the hook cannot be installed into this Airflow; empty if it can."""
+    return differences((*REPLACED.values(), *RELIED_ON))
+
+
+def differences(targets: Iterable[Target]) -> list[str]:
+    """What keeps this Airflow from being one in which these targets are known; empty if they all are."""
     installed = Version(airflow_version())
     if f"{installed.major}.{installed.minor}" != SUPPORTED:
         return [f"Airflow {installed} is not supported: this release is made for {SUPPORTED}.x"]
     found = []
-    for target in (*REPLACED.values(), *RELIED_ON):
+    for target in targets:
         try:
             actual = fingerprint(getattr(target.cls, target.name))
         except (ImportError, AttributeError, OSError, TypeError, SyntaxError) as error:
