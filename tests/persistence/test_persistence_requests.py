@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from datetime import datetime, timedelta
+from typing import Any
 
 import attrs
 import pytest
@@ -13,7 +15,7 @@ from sqlalchemy.dialects import mysql
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.persistence import items, requests
-from callback_priority.persistence.requests import Body, Count, NewRequest, NewUnit, Outcome, Target
+from callback_priority.persistence.requests import Count, NewRequest, NewUnit, Outcome, Target
 from callback_priority.persistence.tables import item_table, metadata, request_table, unit_table
 
 
@@ -101,7 +103,7 @@ def test_mysql_ignores_a_second_claim() -> None:
 
 def test_what_came_of_it_is_read_back(conn: Connection, now: datetime) -> None:
     routed, fallen = request("1"), request("2", kind="dag_failure", task_id="", try_number=None)
-    body = Body(request_class="TaskCallbackRequest", request={"msg": "\0 ü \ud800", "ti": {"id": 1}})
+    body = '{"type": "TaskCallbackRequest", "msg": "\\u0000 ü"}'
     for each in (routed, fallen):
         assert requests.claim(conn, each, now=now)
     requests.conclude(conn, routed.id, Outcome.ROUTED, units=2, body=body)
@@ -115,53 +117,51 @@ def test_what_came_of_it_is_read_back(conn: Connection, now: datetime) -> None:
     assert found.try_number is None
 
 
-def test_units_are_read_with_their_request(conn: Connection, now: datetime) -> None:
+def units(conn: Connection, of: NewRequest) -> list[Any]:
+    statement = select(unit_table).where(unit_table.c.request_id == of.id).order_by(unit_table.c.position)
+    return list(conn.execute(statement))
+
+
+def test_units_are_kept_with_their_request(conn: Connection) -> None:
     mine, other = request("1"), request("2")
-    units = [unit(mine, 1, Target.TRIGGERER), unit(mine, 0), unit(other)]
-    for each in (mine, other):
-        requests.claim(conn, each, now=now)
-    requests.conclude(conn, mine.id, Outcome.ROUTED, units=2, body=Body(request_class="R", request={"a": 1}))
-    assert requests.add_units(conn, units) == 3
+    new = [unit(mine, 1, Target.TRIGGERER), unit(mine, 0), unit(other)]
+    assert requests.add_units(conn, new) == 3
     assert requests.add_units(conn, []) == 0
-    assert [each.name for each in requests.units_of(conn, mine.id)] == ["sales.tell_0", "sales.tell_1"]
-    assert [each.position for each in requests.units_of(conn, mine.id, lock=True)] == [0, 1]
-    found = requests.read_units(conn, [units[0].callback_id, units[2].callback_id, uuid.uuid4()])
-    assert set(found) == {units[0].callback_id, units[2].callback_id}
-    got, of = found[units[0].callback_id]
-    assert attrs.asdict(units[0]).items() <= attrs.asdict(got).items()
-    assert of == requests.read_request(conn, mine.id)
-    assert of.body == Body(request_class="R", request={"a": 1})
-    requests.redirect_unit(conn, got.callback_id, Target.WORKER)
-    assert requests.read_units(conn, [got.callback_id])[got.callback_id][0].target is Target.WORKER
+    assert requests.units_of(conn, mine.id) == [new[1].callback_id, new[0].callback_id]
+    assert requests.units_of(conn, uuid.uuid4()) == []
+    first, second = units(conn, mine)
+    assert (first.name, first.target, first.started_at) == ("sales.tell_0", "worker", None)
+    assert (second.name, second.target) == ("sales.tell_1", "triggerer")
+    assert json.loads(second.reference) == {"name": "sales.tell", "async": False}
+    requests.redirect_unit(conn, second.callback_id, Target.WORKER)
+    assert [each.target for each in units(conn, mine)] == ["worker", "worker"]
 
 
-def test_names_that_a_column_cannot_hold_are_made_to_fit(conn: Connection, now: datetime) -> None:
+def test_names_that_a_column_cannot_hold_are_made_to_fit(conn: Connection) -> None:
     mine = request()
-    requests.claim(conn, mine, now=now)
     requests.add_units(conn, [attrs.evolve(unit(mine), name="\0\ud800" + "x" * 600)])
-    [found] = requests.units_of(conn, mine.id)
-    assert found.name == "?" + "x" * 499
+    assert [each.name for each in units(conn, mine)] == ["?" + "x" * 499]
 
 
 def test_a_unit_ends_once(conn: Connection, now: datetime) -> None:
     mine = request()
-    units = [unit(mine, 0), unit(mine, 1)]
-    requests.add_units(conn, units)
-    ids = [each.callback_id for each in units]
+    ids = [uuid.UUID(int=1), uuid.UUID(int=2)]
+    requests.add_units(conn, [attrs.evolve(unit(mine, each.int), callback_id=each) for each in ids])
     assert requests.end_units(conn, ids[:1], now) == 1
     assert requests.end_units(conn, ids, now + timedelta(1)) == 1
-    assert [each.ended_at for each in requests.units_of(conn, mine.id)] == [now, now + timedelta(1)]
+    assert [each.ended_at for each in units(conn, mine)] == [now, now + timedelta(1)]
 
 
 def test_the_units_of_a_request_leave_with_their_items(conn: Connection, now: datetime) -> None:
     mine, other = request("1"), request("2")
-    units = [unit(mine), unit(mine, 1), unit(other)]
-    requests.add_units(conn, units)
-    for each in units:
+    new = [unit(mine), unit(mine, 1), unit(other)]
+    requests.add_units(conn, new)
+    for each in new:
         wait(conn, each, now)
     assert requests.remove_units(conn, mine.id) == 2
-    assert [each.callback_id for each in requests.units_of(conn, other.id)] == [units[2].callback_id]
-    assert conn.scalars(select(item_table.c.callback_id)).all() == [units[2].callback_id]
+    assert units(conn, mine) == []
+    assert requests.units_of(conn, other.id) == [new[2].callback_id]
+    assert conn.scalars(select(item_table.c.callback_id)).all() == [new[2].callback_id]
 
 
 def test_old_requests_leave_and_those_with_an_open_item_stay(conn: Connection, now: datetime) -> None:
@@ -169,11 +169,11 @@ def test_old_requests_leave_and_those_with_an_open_item_stay(conn: Connection, n
     for each in (ended, waiting, empty):
         requests.claim(conn, each, now=now - timedelta(days=8))
     requests.claim(conn, young, now=now)
-    units = {each.id: unit(each) for each in (ended, waiting, young)}
-    requests.add_units(conn, units.values())
-    for each in units.values():
+    new = {each.id: unit(each) for each in (ended, waiting, young)}
+    requests.add_units(conn, new.values())
+    for each in new.values():
         wait(conn, each, now)
-    items.mark_done(conn, [units[ended.id].callback_id, units[young.id].callback_id], now)
+    items.mark_done(conn, [new[ended.id].callback_id, new[young.id].callback_id], now)
     week = now - timedelta(days=7)
     assert requests.trim(conn, received_before=week, limit=1) == 1
     assert requests.trim(conn, received_before=week, limit=10) == 1
@@ -190,10 +190,10 @@ def test_requests_are_counted_by_what_came_of_them(conn: Connection, now: dateti
         ("task_failure", Outcome.FALLBACK, "a", 0),
         ("dag_failure", Outcome.EMPTY, None, 0),
     ]
-    for number, (kind, outcome, reason, units) in enumerate(came):
+    for number, (kind, outcome, reason, number_of_units) in enumerate(came):
         each = request(str(number), kind=kind)
         requests.claim(conn, each, now=now + timedelta(seconds=number))
-        requests.conclude(conn, each.id, outcome, reason=reason, units=units)
+        requests.conclude(conn, each.id, outcome, reason=reason, units=number_of_units)
     counted = requests.counts(conn)
     assert counted == [
         Count(kind="dag_failure", outcome=Outcome.EMPTY, reason=None, requests=1, units=0),

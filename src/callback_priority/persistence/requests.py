@@ -2,13 +2,14 @@
 
 A request is written once for each thing that happened, however often and by however many processes it is sent:
 its key says what happened, and the database keeps the key unique. What it comes to is written in the transaction
-that claimed it. A unit is one callable of a request, beside Airflow's callback and our item, whose key it shares.
+that claimed it. A unit is one callable of a request, beside Airflow's callback and our item, whose key it shares; how it fares is
+for `callback_priority.persistence.units`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import Enum
 from functools import lru_cache
@@ -23,21 +24,18 @@ from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks,
 from callback_priority.persistence.tables import ItemState, item_table, request_table, unit_table
 
 __all__ = [
-    "Body",
     "Count",
     "NewRequest",
     "NewUnit",
     "Outcome",
     "Request",
     "Target",
-    "Unit",
     "add_units",
     "claim",
     "conclude",
     "counts",
     "end_units",
     "read_request",
-    "read_units",
     "redirect_unit",
     "remove_units",
     "trim",
@@ -70,29 +68,6 @@ class Target(str, Enum):
     TRIGGERER = "triggerer"
 
     __str__ = str.__str__
-
-
-@attrs.frozen(kw_only=True)
-class Body:
-    """Airflow's request, as its class writes it.
-
-    Args:
-        request_class: The name of the class in ``airflow.callbacks.callback_requests``.
-        request: Its fields, as JSON.
-    """
-
-    request_class: str
-    request: Mapping[str, Any]
-
-    def to_json(self) -> str:
-        """As it stands in the table."""
-        return json.dumps({"class": self.request_class, "request": self.request}, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Body:
-        """Of what `to_json` gives."""
-        found = json.loads(text)
-        return cls(request_class=found["class"], request=found["request"])
 
 
 @attrs.frozen(kw_only=True)
@@ -131,14 +106,15 @@ class Request(NewRequest):
         reason: Why, if it was not routed.
         units: How many callables were routed.
         received_at: When it came in first.
-        body: Airflow's request; ``None`` unless it is routed.
+        body: Airflow's request as its class writes it, which names the class in ``type``; ``None`` unless it
+            is routed.
     """
 
     outcome: Outcome
     reason: str | None
     units: int
     received_at: datetime
-    body: Body | None
+    body: str | None
 
 
 @attrs.frozen(kw_only=True)
@@ -160,18 +136,6 @@ class NewUnit:
     name: str
     target: Target
     reference: Mapping[str, Any]
-
-
-@attrs.frozen(kw_only=True)
-class Unit(NewUnit):
-    """A callable and how it fares; the columns of its row."""
-
-    claimed_at: datetime | None
-    started_at: datetime | None
-    ended_at: datetime | None
-    worker: str | None
-    log_path: str | None
-    log: str | None
 
 
 @attrs.frozen(kw_only=True)
@@ -222,7 +186,7 @@ def conclude(
     *,
     reason: str | None = None,
     units: int = 0,
-    body: Body | None = None,
+    body: str | None = None,
 ) -> None:
     """Write what came of a request.
 
@@ -232,7 +196,7 @@ def conclude(
         outcome: What came of it.
         reason: Why, if it is not routed.
         units: How many callables are routed.
-        body: Airflow's request, if it is routed.
+        body: Airflow's request, as its class writes it, if it is routed.
     """
     conn.execute(
         update(request_table)
@@ -241,7 +205,7 @@ def conclude(
             outcome=outcome.value,
             reason=_storable(reason),
             units=units,
-            body=None if body is None else body.to_json(),
+            body=body,
         )
     )
 
@@ -269,37 +233,16 @@ def add_units(conn: Connection, units: Iterable[NewUnit]) -> int:
 def read_request(conn: Connection, request_id: UUID) -> Request | None:
     """A request by its key."""
     row = conn.execute(select(*request_table.columns).where(_REQUEST.id == request_id)).one_or_none()
-    return None if row is None else _request(row)
+    if row is None:
+        return None
+    values: dict[str, Any] = dict(row._mapping)
+    return Request(**values | {"outcome": Outcome(row.outcome)})
 
 
-def read_units(conn: Connection, callback_ids: Collection[UUID]) -> dict[UUID, tuple[Unit, Request]]:
-    """Units with their requests, by callback; callbacks that are not of a request are left out."""
-    found: dict[UUID, tuple[Unit, Request]] = {}
-    width = len(unit_table.columns)
-    for ids in chunks(callback_ids, KEYS_PER_STATEMENT):
-        statement = (
-            select(*unit_table.columns, *request_table.columns)
-            .join(request_table, _REQUEST.id == _UNIT.request_id)
-            .where(_UNIT.callback_id.in_(bindparam("ids", expanding=True)))
-        )
-        for row in conn.execute(statement, {"ids": ids}):
-            unit = _unit(dict(zip(unit_table.columns.keys(), row[:width], strict=True)))
-            values = dict(zip(request_table.columns.keys(), row[width:], strict=True))
-            found[unit.callback_id] = (unit, _request_of(values))
-    return found
-
-
-def units_of(conn: Connection, request_id: UUID, *, lock: bool = False) -> list[Unit]:
-    """A request's units, in the order in which the Dag lists them.
-
-    Args:
-        conn: Connection to Airflow's metadata database.
-        request_id: The request.
-        lock: Keep others from changing them until the transaction ends; SQLite has no such lock.
-    """
-    statement = select(*unit_table.columns).where(_UNIT.request_id == request_id).order_by(_UNIT.position)
-    rows = conn.execute(statement.with_for_update() if lock else statement)
-    return [_unit(dict(row._mapping)) for row in rows]
+def units_of(conn: Connection, request_id: UUID) -> list[UUID]:
+    """The callbacks of a request's units, in the order in which the Dag lists them."""
+    statement = select(_UNIT.callback_id).where(_UNIT.request_id == request_id).order_by(_UNIT.position)
+    return list(conn.scalars(statement))
 
 
 def redirect_unit(conn: Connection, callback_id: UUID, target: Target) -> None:
@@ -379,22 +322,6 @@ def counts(conn: Connection, *, since: datetime | None = None) -> list[Count]:
         for kind, outcome, reason, requests, units in conn.execute(statement)
     ]
     return sorted(found, key=lambda count: (count.kind, count.outcome, count.reason or ""))
-
-
-def _request(row: Any) -> Request:
-    return _request_of(dict(row._mapping))
-
-
-def _request_of(values: dict[str, Any]) -> Request:
-    body = values["body"]
-    return Request(
-        **values
-        | {"outcome": Outcome(values["outcome"]), "body": None if body is None else Body.from_json(body)}
-    )
-
-
-def _unit(values: dict[str, Any]) -> Unit:
-    return Unit(**values | {"target": Target(values["target"]), "reference": json.loads(values["reference"])})
 
 
 def _storable(value: Any) -> Any:
