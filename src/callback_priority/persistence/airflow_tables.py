@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Integer, String, Text, Uuid, column, table
+from sqlalchemy import Boolean, Integer, String, Text, Uuid, column, table
 
 from callback_priority.persistence.tables import UtcDateTime
 
 __all__ = [
     "CALLBACK_PENDING",
+    "CALLBACK_QUEUED",
+    "CALLBACK_RUNNING",
     "CALLBACK_TERMINAL",
+    "CALLBACK_TYPE_DAG_PROCESSOR",
     "CALLBACK_TYPE_EXECUTOR",
     "JOB_RUNNING",
     "SCHEDULER_JOB",
     "TASK_HOLDS_SLOTS",
     "TASK_WAITS",
+    "TRIGGERER_JOB",
     "callback_table",
+    "dag_run_table",
+    "dag_table",
     "job_table",
     "pool_table",
     "task_instance_table",
+    "trigger_table",
 ]
 
 CALLBACK_TYPE_EXECUTOR: Final = "executor"
+CALLBACK_TYPE_DAG_PROCESSOR: Final = "dag_processor"
 CALLBACK_PENDING: Final = "pending"
+CALLBACK_QUEUED: Final = "queued"
+CALLBACK_RUNNING: Final = "running"
 CALLBACK_TERMINAL: Final = ("success", "failed")
 JOB_RUNNING: Final = "running"
 SCHEDULER_JOB: Final = "SchedulerJob"
+TRIGGERER_JOB: Final = "TriggererJob"
 TASK_WAITS: Final = "scheduled"
 TASK_HOLDS_SLOTS: Final = ("queued", "running")
 
@@ -38,7 +49,15 @@ callback_table = table(
     column("data", Text()),
     column("priority_weight", Integer()),
     column("created_at", UtcDateTime()),
+    column("output", Text()),
+    column("trigger_id", Integer()),
 )
+
+dag_table = table(
+    "dag", column("dag_id", String(250)), column("is_stale", Boolean()), column("bundle_version", String(200))
+)
+
+dag_run_table = table("dag_run", column("id", Integer()), column("run_id", String(250)))
 
 job_table = table(
     "job",
@@ -58,3 +77,5 @@ task_instance_table = table(
     column("pool_slots", Integer()),
     column("scheduled_dttm", UtcDateTime()),
 )
+
+trigger_table = table("trigger", column("id", Integer()), column("triggerer_id", Integer()))

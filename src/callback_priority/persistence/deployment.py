@@ -7,37 +7,46 @@ from datetime import datetime
 from typing import Any, Final
 
 import attrs
-from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select
+from sqlalchemy import Connection, Select, String, and_, bindparam, exists, func, or_, select
 
 from callback_priority.persistence.airflow_tables import (
     CALLBACK_PENDING,
+    CALLBACK_TYPE_DAG_PROCESSOR,
     CALLBACK_TYPE_EXECUTOR,
     JOB_RUNNING,
     SCHEDULER_JOB,
     TASK_HOLDS_SLOTS,
     TASK_WAITS,
+    TRIGGERER_JOB,
     callback_table,
+    dag_table,
     job_table,
     pool_table,
     task_instance_table,
 )
-from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table
+from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table, reference_table
 
 __all__ = [
     "Scheduler",
     "Strays",
     "TaskLoad",
+    "dags_with_references",
     "granted_by_the_dead",
     "living_schedulers",
+    "living_triggerers",
     "parked_reasons",
     "pending_without_item",
     "pool_slots",
+    "sent_to_dag_processors",
     "task_loads",
+    "with_triggerers",
 ]
 
 _ITEM = item_table.c
 _JOB = job_table.c
+_DAG = dag_table.c
 _POOL = pool_table.c
+_REFERENCE = reference_table.c
 _TASK = task_instance_table.c
 _CALLBACK = callback_table.c
 
@@ -80,7 +89,7 @@ class TaskLoad:
 
 @attrs.frozen(kw_only=True)
 class Strays:
-    """Pending callbacks that the library does not know of.
+    """Callbacks that nobody has taken up yet.
 
     Args:
         count: How many.
@@ -98,7 +107,11 @@ def _since() -> Any:
 _POOLS: Final[Select[Any]] = select(_POOL.pool, _POOL.slots).where(_POOL.pool.is_not(None))
 _LIVING: Final[Select[Any]] = (
     select(_JOB.id, _JOB.hostname, _JOB.latest_heartbeat)
-    .where(_JOB.job_type == SCHEDULER_JOB, _JOB.state == JOB_RUNNING, _JOB.latest_heartbeat >= _since())
+    .where(
+        _JOB.job_type == bindparam("job_type", type_=String),
+        _JOB.state == JOB_RUNNING,
+        _JOB.latest_heartbeat >= _since(),
+    )
     .order_by(_JOB.id)
 )
 _DEAD: Final[Select[Any]] = (
@@ -126,6 +139,23 @@ _STRAYS: Final = select(func.count(), func.min(_CALLBACK.created_at)).where(
     and_(_CALLBACK.type == CALLBACK_TYPE_EXECUTOR, _CALLBACK.state == CALLBACK_PENDING),
     ~exists().where(_ITEM.callback_id == _CALLBACK.id, _ITEM.state.in_(_OPEN)),
 )
+_SENT: Final = select(func.count(), func.min(_CALLBACK.created_at)).where(
+    _CALLBACK.type == CALLBACK_TYPE_DAG_PROCESSOR
+)
+_TRIGGERED: Final[Select[Any]] = select(func.count()).where(_ITEM.state == ItemState.TRIGGERED.value)
+_REFERENCED: Final[Select[Any]] = (
+    select(_DAG.dag_id, _REFERENCE.dag_id.is_not(None).label("written"))
+    .join(
+        reference_table,
+        and_(
+            _REFERENCE.dag_id == _DAG.dag_id,
+            _REFERENCE.bundle_version == func.coalesce(_DAG.bundle_version, ""),
+        ),
+        isouter=True,
+    )
+    .where(_DAG.is_stale.is_(False))
+    .order_by(_DAG.dag_id)
+)
 _TASKS: Final[Select[Any]] = (
     select(
         _TASK.pool,
@@ -146,10 +176,35 @@ def pool_slots(conn: Connection) -> Mapping[str, int | None]:
 
 def living_schedulers(conn: Connection, *, living_since: datetime) -> list[Scheduler]:
     """The schedulers that had a heartbeat since a time, in one statement."""
+    rows = conn.execute(_LIVING, {"job_type": SCHEDULER_JOB, "living_since": living_since})
     return [
         Scheduler(job_id=job_id, hostname=hostname or "", latest_heartbeat=heartbeat)
-        for job_id, hostname, heartbeat in conn.execute(_LIVING, {"living_since": living_since})
+        for job_id, hostname, heartbeat in rows
     ]
+
+
+def living_triggerers(conn: Connection, *, living_since: datetime) -> int:
+    """How many triggerers had a heartbeat since a time, in one statement."""
+    return len(conn.execute(_LIVING, {"job_type": TRIGGERER_JOB, "living_since": living_since}).all())
+
+
+def with_triggerers(conn: Connection) -> int:
+    """How many callbacks the triggerers have, in one statement."""
+    return int(conn.scalars(_TRIGGERED).one())
+
+
+def dags_with_references(conn: Connection) -> dict[str, bool]:
+    """Every Dag that is not gone, and whether its callbacks are known at its present version; in one statement."""
+    return {dag_id: bool(written) for dag_id, written in conn.execute(_REFERENCED)}
+
+
+def sent_to_dag_processors(conn: Connection) -> Strays:
+    """Requests that wait for a Dag processor, in one statement.
+
+    Complexity: reads Airflow's whole ``callback`` table, which has no index beside its key.
+    """
+    count, oldest = conn.execute(_SENT).one()
+    return Strays(count=count, oldest_created_at=oldest)
 
 
 def granted_by_the_dead(conn: Connection, *, living_since: datetime) -> dict[int | None, int]:
