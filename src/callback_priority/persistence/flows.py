@@ -56,7 +56,10 @@ class State:
 
 
 def _held_by_pair() -> Select[Any]:
-    """Count the callbacks that living schedulers hold: as many rows as there are pairs, from granted rows only."""
+    """Count the slots that living schedulers' callbacks hold: as many rows as there are pairs, of granted rows only.
+
+    A callback that shares the run of another holds none.
+    """
     living = select(job_table.c.id).where(
         job_table.c.state == JOB_RUNNING,
         job_table.c.latest_heartbeat >= bindparam("living_since", type_=UtcDateTime),
@@ -66,6 +69,7 @@ def _held_by_pair() -> Select[Any]:
         select(item_table.c.pool, item_table.c.service_class, func.count().label("slots"))
         .where(
             item_table.c.state == ItemState.GRANTED.value,
+            item_table.c.leader_id.is_(None),
             or_(item_table.c.scheduler_job_id == own, item_table.c.scheduler_job_id.in_(living)),
         )
         .group_by(item_table.c.pool, item_table.c.service_class)

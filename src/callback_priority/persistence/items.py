@@ -1,7 +1,9 @@
 """The items: one row per callback, from waiting to done.
 
-An item waits, is granted, and is done; one whose executor is missing is parked in between. Each function is
-one statement (or as many as its docstring says) on the caller's connection and in its transaction.
+An item waits, is granted, and is done; one whose executor is missing is parked in between. Items of one batch
+may share the run of a worker: one of them leads and holds the slot, its companions are granted with it and name
+it as their leader. What the triggerer runs takes no slot at all and is there to be seen. Each function is one
+statement (or as many as its docstring says) on the caller's connection and in its transaction.
 
 Everything that runs in each scheduler loop is a scan of an index range that ends after the rows it returns,
 however many items wait or are done. Statements are built once per shape, so that SQLAlchemy finds the compiled
@@ -10,7 +12,7 @@ form again; see `callback_priority.persistence.tables` for the indexes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -41,6 +43,7 @@ from sqlalchemy import (
 from callback_priority.core.classes import CALLBACK_CLASSES, CLASS_ORDER, ServiceClass
 from callback_priority.core.ranking import next_turn_us, rank_us
 from callback_priority.core.units import MICROSECONDS, SlotMicros
+from callback_priority.persistence.airflow_tables import CALLBACK_PENDING, callback_table
 from callback_priority.persistence.statements import (
     KEYS_PER_STATEMENT,
     PARTS_PER_STATEMENT,
@@ -62,15 +65,19 @@ __all__ = [
     "Head",
     "Item",
     "NewItem",
+    "any_triggered",
+    "companions",
     "enqueue",
     "expire_parked",
     "granted_items",
     "heads",
+    "mark_companions",
     "mark_decided",
     "mark_done",
     "mark_granted",
     "park",
     "read_item",
+    "record_triggered",
     "requeue",
     "unpark_due",
     "waiting_pairs",
@@ -80,6 +87,7 @@ Pair = tuple[ServiceClass, str]
 """A class and the pool that its callback draws on."""
 
 LARGEST_INTEGER: Final = 2**31 - 1
+BATCH_LENGTH: Final = 64
 
 _ITEM = item_table.c
 _CLASSES: Final = {service_class.value: service_class for service_class in ServiceClass}
@@ -99,6 +107,7 @@ class NewItem:
         dag_run_id: Key of its Dag run; ``None`` if it has none that can be read.
         executor: The executor it asks for; ``None`` for the default one.
         priority: The larger, the sooner.
+        batch: Those with the same one may share a run of a worker; ``None`` if it runs alone.
     """
 
     callback_id: UUID
@@ -109,6 +118,7 @@ class NewItem:
     dag_run_id: int | None = None
     executor: str | None = None
     priority: int = 1
+    batch: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -126,6 +136,7 @@ class Head:
         priority: The priority that went into the rank.
         enqueued_at: When it began to wait.
         attempts: How often it has been granted before.
+        batch: Those with the same one may share a run.
     """
 
     callback_id: UUID
@@ -138,11 +149,12 @@ class Head:
     priority: int
     enqueued_at: datetime
     attempts: int
+    batch: str | None
 
 
 @attrs.frozen(kw_only=True)
 class GrantedItem:
-    """A callback that holds a slot.
+    """A callback that holds a slot, or rides along with one that does.
 
     Args:
         callback_id: Key of Airflow's ``callback`` row.
@@ -150,6 +162,7 @@ class GrantedItem:
         pool: The pool of whose slots it holds one.
         granted_at: When it was granted.
         charge: What was booked for it then, in slot-microseconds.
+        leader_id: The callback whose run it shares; ``None`` for one that holds a slot itself.
     """
 
     callback_id: UUID
@@ -157,6 +170,7 @@ class GrantedItem:
     pool: str
     granted_at: datetime
     charge: SlotMicros
+    leader_id: UUID | None
 
 
 @attrs.frozen(kw_only=True)
@@ -183,6 +197,8 @@ class Item:
     scheduler_job_id: int | None
     attempts: int
     charge: SlotMicros
+    batch: str | None
+    leader_id: UUID | None
 
 
 # -- starting to wait -----------------------------------------------------------------------------------------
@@ -226,6 +242,23 @@ def enqueue(
     return write_rows(conn, item_table, _upsert_item(conn.dialect.name), rows)
 
 
+def record_triggered(conn: Connection, items: Iterable[NewItem], *, now: datetime) -> int:
+    """Keep track of callbacks that the triggerer runs: they wait for no slot and hold none. One statement.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        items: The callbacks.
+        now: The present.
+
+    Returns:
+        How many rows were written; an item that is still open is left as it is.
+    """
+    now_us = round(now.timestamp() * MICROSECONDS)
+    changes = {"state": ItemState.TRIGGERED.value, "turn": None, "rank": now_us}
+    rows = [_row(item, now) | changes for item in items]
+    return write_rows(conn, item_table, _upsert_item(conn.dialect.name), rows)
+
+
 @lru_cache(maxsize=4)
 def _upsert_item(dialect: str) -> Insert:
     return upsert(item_table, dialect, only_when=("state", ItemState.DONE.value))
@@ -252,6 +285,8 @@ def _row(item: NewItem, now: datetime) -> dict[str, Any]:
         "scheduler_job_id": None,
         "attempts": 0,
         "charge": 0,
+        "batch": None if item.batch is None else _text(item.batch, BATCH_LENGTH),
+        "leader_id": None,
     }
 
 
@@ -391,6 +426,7 @@ def heads(
             priority,
             enqueued_at,
             attempts,
+            batch,
         ) in rows:
             found.append(
                 Head(
@@ -404,6 +440,7 @@ def heads(
                     priority=priority,
                     enqueued_at=enqueued_at,
                     attempts=attempts,
+                    batch=batch,
                 )
             )
     found.sort(key=lambda head: (_PLACES[head.service_class], head.pool, head.rank, head.callback_id))
@@ -432,26 +469,98 @@ def _heads_statement(pairs: int, *, passing_over: bool) -> Any:
     return parts[0] if pairs == 1 else union_all(*parts)
 
 
+def companions(
+    conn: Connection, leaders: Sequence[tuple[UUID, str]], limit: int, *, apart_from: Collection[UUID] = ()
+) -> dict[UUID, list[UUID]]:
+    """Who can share the runs of callbacks that are granted, in one statement for up to 128 batches.
+
+    The waiting callbacks of a batch are dealt out in the order in which they go: several leaders of one batch
+    share them, so that no run is long while another is empty. Their callbacks are pending and, where the
+    database can, locked; those that somebody else has locked are passed over.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        leaders: The callbacks granted and their batches.
+        limit: The most that ride along with one leader.
+        apart_from: Others that are granted too.
+
+    Returns:
+        Those that ride along, by leader; leaders without any are left out.
+
+    Complexity: O(rows returned + batches * log items).
+    """
+    by_batch: dict[str, list[UUID]] = {}
+    for leader, batch in leaders:
+        by_batch.setdefault(batch, []).append(leader)
+    granted = sorted({*apart_from, *(leader for leader, _ in leaders)})
+    found: dict[UUID, list[UUID]] = {}
+    if limit <= 0:
+        return found
+    for piece in chunks(by_batch.items(), PARTS_PER_STATEMENT):
+        shape = 1 << (len(piece) - 1).bit_length()
+        parameters: dict[str, Any] = {"granted": granted}
+        for place in range(shape):
+            batch, leading = piece[min(place, len(piece) - 1)]
+            parameters[f"batch_{place}"] = batch
+            # A part that is only there for the shape finds nothing.
+            parameters[f"limit_{place}"] = limit * len(leading) if place < len(piece) else 0
+        dealt: dict[str, int] = {}
+        rows = conn.execute(_companions_statement(shape), parameters).all()
+        for callback_id, batch, _ in sorted(rows, key=lambda row: (row.rank, row.callback_id)):
+            leading = by_batch[batch]
+            place = dealt[batch] = dealt.get(batch, -1) + 1
+            found.setdefault(leading[place % len(leading)], []).append(callback_id)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _companions_statement(batches: int) -> Any:
+    parts = []
+    for place in range(batches):
+        part = (
+            select(_ITEM.callback_id, _ITEM.batch, _ITEM.rank)
+            .join(callback_table, callback_table.c.id == _ITEM.callback_id)
+            .where(
+                _ITEM.batch == bindparam(f"batch_{place}", type_=String),
+                _ITEM.state == ItemState.WAITING.value,
+                _ITEM.callback_id.not_in(bindparam("granted", type_=Uuid, expanding=True)),
+                callback_table.c.state == CALLBACK_PENDING,
+            )
+            .order_by(_ITEM.rank)
+            .limit(bindparam(f"limit_{place}", type_=Integer))
+            .with_for_update(of=callback_table, skip_locked=True)
+            .subquery(f"batch_{place}")
+        )
+        parts.append(select(part))
+    return parts[0] if batches == 1 else union_all(*parts)
+
+
 # -- what became of them --------------------------------------------------------------------------------------
 
 _IDS = bindparam("ids", type_=Uuid, expanding=True)
 _NOW = bindparam("now", type_=UtcDateTime)
 _REASON = bindparam("new_reason", type_=Text)
 
+_NOT_TO_GRANT: Final = (ItemState.GRANTED.value, ItemState.DONE.value, ItemState.TRIGGERED.value)
+_GRANTED_VALUES: Final[Mapping[str, Any]] = {
+    "state": ItemState.GRANTED.value,
+    "scheduler_job_id": bindparam("job_id", type_=Integer),
+    "granted_at": _NOW,
+    "decided_at": func.coalesce(_ITEM.decided_at, _NOW),
+    "turn": null(),
+    "retry_at": null(),
+    "reason": null(),
+    "attempts": _ITEM.attempts + 1,
+}
+
 # Conditions on the state below are all negative on purpose: "state = 'waiting'" would offer the planner a
 # second way in, over the index of the whole backlog, and with poor statistics it takes it.
 _GRANT: Final = (
     update(item_table)
-    .where(_ITEM.callback_id.in_(_IDS), _ITEM.state.not_in([ItemState.GRANTED.value, ItemState.DONE.value]))
+    .where(_ITEM.callback_id.in_(_IDS), _ITEM.state.not_in(_NOT_TO_GRANT))
     .values(
-        state=ItemState.GRANTED.value,
-        scheduler_job_id=bindparam("job_id", type_=Integer),
-        granted_at=_NOW,
-        decided_at=func.coalesce(_ITEM.decided_at, _NOW),
-        turn=null(),
-        retry_at=null(),
-        reason=null(),
-        attempts=_ITEM.attempts + 1,
+        **_GRANTED_VALUES,
+        leader_id=null(),
         charge=case(
             *(
                 (
@@ -482,6 +591,7 @@ _PARK: Final = (
         reason=_REASON,
         scheduler_job_id=null(),
         granted_at=null(),
+        leader_id=null(),
         charge=0,
     )
 )
@@ -494,6 +604,7 @@ _REQUEUE: Final = (
         reason=_REASON,
         scheduler_job_id=null(),
         granted_at=null(),
+        leader_id=null(),
         charge=0,
     )
 )
@@ -547,6 +658,50 @@ def mark_granted(
     """
     booked = {f"charge_{each.value}": charges.get(each, 0) for each in CALLBACK_CLASSES}
     return _change(conn, _GRANT, ids, {"now": now, "job_id": job_id, **booked})
+
+
+@lru_cache(maxsize=16)
+def _accompany(shape: int) -> Update:
+    leader = case(
+        *(
+            (
+                _ITEM.callback_id.in_(bindparam(f"ids_{place}", type_=Uuid, expanding=True)),
+                bindparam(f"leader_{place}", type_=Uuid),
+            )
+            for place in range(shape)
+        )
+    )
+    return (
+        update(item_table)
+        .where(_ITEM.callback_id.in_(_IDS), _ITEM.state.not_in(_NOT_TO_GRANT))
+        .values(**_GRANTED_VALUES, leader_id=leader, charge=0)
+    )
+
+
+def mark_companions(
+    conn: Connection, runs: Mapping[UUID, Collection[UUID]], *, now: datetime, job_id: int
+) -> int:
+    """Let callbacks share the runs of those that lead them, in one statement for up to 128 runs.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        runs: By leader, those that ride along: they hold no slot, and nothing is booked for them.
+        now: The present.
+        job_id: The scheduler that grants.
+
+    Returns:
+        How many rows changed.
+    """
+    changed = 0
+    for piece in chunks(((leader, ids) for leader, ids in runs.items() if ids), PARTS_PER_STATEMENT):
+        shape = 1 << (len(piece) - 1).bit_length()
+        parameters: dict[str, Any] = {"job_id": job_id, "now": now}
+        for place in range(shape):
+            leader, ids = piece[min(place, len(piece) - 1)]
+            parameters |= {f"leader_{place}": leader, f"ids_{place}": sorted(ids)}
+        everyone = [each for _, ids in piece for each in ids]
+        changed += _change(conn, _accompany(shape), everyone, parameters)
+    return changed
 
 
 def mark_decided(conn: Connection, ids: Iterable[UUID], now: datetime) -> int:
@@ -629,11 +784,17 @@ def expire_parked(
 _GRANTED: Final = select(*(_ITEM[field.name] for field in attrs.fields(GrantedItem))).where(
     _ITEM.state == ItemState.GRANTED.value, _ITEM.scheduler_job_id == bindparam("job_id", type_=Integer)
 )
+_TRIGGERED: Final = select(_ITEM.callback_id).where(_ITEM.state == ItemState.TRIGGERED.value).limit(1)
 _READ: Final = select(*item_table.columns).where(_ITEM.callback_id == bindparam("id", type_=Uuid))
 
 
+def any_triggered(conn: Connection) -> bool:
+    """Whether the triggerer has callbacks of ours; one probe of an index."""
+    return conn.execute(_TRIGGERED).first() is not None
+
+
 def granted_items(conn: Connection, job_id: int) -> list[GrantedItem]:
-    """What a scheduler's callbacks hold, by their identifiers; touches granted rows only."""
+    """What a scheduler has granted and is not done, by their identifiers; touches granted rows only."""
     found = [
         GrantedItem(
             callback_id=row.callback_id,
@@ -641,6 +802,7 @@ def granted_items(conn: Connection, job_id: int) -> list[GrantedItem]:
             pool=row.pool,
             granted_at=row.granted_at,
             charge=row.charge,
+            leader_id=row.leader_id,
         )
         for row in conn.execute(_GRANTED, {"job_id": job_id})
     ]
