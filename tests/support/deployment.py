@@ -1,0 +1,570 @@
+"""A whole Airflow for a test: its real components as processes, in a home, a database and a broker of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import attrs
+import httpx
+import psutil
+import sqlalchemy as sa
+
+from tests.support.airflow_env import AirflowHome, Backend, DatabaseTemplates, run_airflow
+from tests.support.postgres import PostgresServer
+from tests.support.redis import RedisServer
+from tests.support.servers import die_with_parent, free_port
+
+__all__ = ["Deployment", "DeploymentError", "Executor", "deployed"]
+
+Executor = Literal["LocalExecutor", "CeleryExecutor"]
+Options = Mapping[str, Mapping[str, object]]
+T = TypeVar("T")
+
+MODULES = Path(__file__).parents[1] / "deployment" / "modules"
+"""What every process can import: the callbacks' recorder, triggers, callables that the triggerer can reach."""
+
+_API_SERVER = "api-server"
+_EXECUTION_API_SERVER = "execution-api-server"
+_CELERY_WORKER = "celery-worker"
+_JOB_TYPES: Mapping[str, str] = {
+    "scheduler": "SchedulerJob",
+    "dag-processor": "DagProcessorJob",
+    "triggerer": "TriggererJob",
+}
+_START_SECONDS = 90.0
+_PATIENCE_SECONDS = 60.0
+_GRACE_SECONDS = 8.0
+_POLL_SECONDS = 0.1
+_TAIL_LINES = 25
+_TAIL_WIDTH = 400
+
+# Intervals that let a test end soon. Two cores run all of this, so nothing polls more often than it is worth.
+_BRISK: Options = {
+    "api": {"workers": 1},
+    "callbacks": {"callback_execution_timeout": 120},
+    "celery": {"sync_parallelism": 1, "worker_enable_remote_control": False, "worker_prefetch_multiplier": 1},
+    "core": {"dags_are_paused_at_creation": False, "parallelism": 8},
+    "dag_processor": {
+        "bundle_refresh_check_interval": 2,
+        "min_file_process_interval": 600,
+        "parsing_processes": 2,
+        "refresh_interval": 5,
+    },
+    "scheduler": {
+        "enable_health_check": False,
+        "enable_tracemalloc": False,
+        "num_stuck_in_queued_retries": 0,
+        "scheduler_idle_sleep_time": 0.2,
+        "task_instance_heartbeat_timeout": 10,
+        "task_instance_heartbeat_timeout_detection_interval": 1,
+        "task_queued_timeout": 15,
+        "task_queued_timeout_check_interval": 2,
+        "use_job_schedule": False,
+    },
+    "triggerer": {"job_heartbeat_sec": 2},
+    "workers": {"min_heartbeat_interval": 1},
+}
+
+
+class DeploymentError(AssertionError):
+    """What was waited for did not happen, or a component ended by itself; with the ends of all logs."""
+
+
+@attrs.define(kw_only=True)
+class _Component:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    jobs_before: int
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs because of this component and was not moved out of its session."""
+        found: dict[int, psutil.Process] = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            found = {each.pid: each for each in (root, *root.children(recursive=True))}
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                if os.getsid(pid) == self.process.pid:
+                    found.setdefault(pid, psutil.Process(pid))
+        alive = []
+        for each in found.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if each.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(each)
+        return alive
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, those included that start meanwhile."""
+        for _ in range(20):
+            left = self.processes()
+            for each in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+            psutil.wait_procs([each for each in left if each.pid != self.process.pid], timeout=2)
+            if not left:
+                break
+        self.process.wait()
+
+
+@attrs.define(kw_only=True)
+class Deployment:
+    """A whole Airflow of real processes. Made by `deployed`, or in tests by the fixture ``deploy``.
+
+    ::
+
+        def test_something(deploy):
+            airflow = deploy(
+                executor="CeleryExecutor",  # or LocalExecutor, the default
+                backend="postgresql",  # the default; "sqlite" only with LocalExecutor
+                dags=[DAGS / "forms.py"],  # copied into the Dags folder
+                callback_priority={"mode": "active", "use_worker_callbacks": "all"},
+                options={"core": {"parallelism": 4}},
+                environment={"AIRFLOW_CONN_SMTP_DEFAULT": sink.connection_uri},
+            )
+            airflow.start()  # every component, until all are ready
+            airflow.wait_for_dags("forms")  # parsed and serialized
+            airflow.trigger("forms", "run_1", conf={"a": 1})
+            airflow.wait_for_run("forms", "run_1", "failed")
+            airflow.wait_until(lambda: len(airflow.records()) == 3, "three callbacks")
+            airflow.kill("dag-processor")  # SIGKILL; `stop` asks first; `start("dag-processor")` brings it back
+
+    Components (`components`): ``api-server`` (on SQLite only its core half, with ``execution-api-server`` beside it),
+    ``scheduler``, ``dag-processor``, ``triggerer`` and, for Celery, ``celery-worker``. More workers:
+    ``start_worker("celery-worker-2", queues="other", concurrency=1)``.
+
+    Everything waits by polling with a deadline. A wait fails at once when a component ended that nobody stopped, and
+    every failure shows the ends of all logs, which stay in `logs`. `tests/deployment/modules` is importable in every
+    process; its ``callback_recorder`` writes what `records` reads, with the component that a callback ran in.
+    At the end everything is killed, whatever happened.
+
+    Args:
+        home: The Airflow home.
+        database_url: The metadata database.
+        executor: ``[core] executor``.
+        components: What `start` starts if not told otherwise, in this order.
+        environment: All environment variables of the processes; changes count for what is started later.
+        port: Where the API server listens.
+    """
+
+    home: AirflowHome
+    database_url: str
+    executor: Executor
+    components: tuple[str, ...]
+    environment: dict[str, str]
+    port: int
+    _execution_port: int
+    _running: dict[str, _Component] = attrs.field(factory=dict, init=False)
+    _engine: sa.Engine = attrs.field(init=False)
+    _token: str | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._engine = sa.create_engine(self.database_url)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.record_path.touch()
+
+    # Components
+
+    @property
+    def logs(self) -> Path:
+        """The components' logs, one file each; tasks' logs are below `task_logs`."""
+        return self.home.path / "components"
+
+    @property
+    def task_logs(self) -> Path:
+        """``[logging] base_log_folder``."""
+        return self.home.path / "logs"
+
+    def start(self, *names: str) -> None:
+        """Start components (all of `components` if none is named) and wait until they are ready."""
+        for name in names or self.components:
+            self._start(name, self._command(name))
+        self._wait_until_ready(names or self.components)
+
+    def start_worker(self, name: str, *, queues: str = "default", concurrency: int = 1) -> None:
+        """Start one more Celery worker, and wait until it is ready."""
+        self._start(name, self._worker_command(name, queues, concurrency))
+        self._wait_until_ready([name])
+
+    def stop(self, *names: str) -> None:
+        """Ask components (all that run if none is named) to end, wait a little, then kill what is left of them."""
+        components = [self._running.pop(name) for name in names or tuple(self._running)]
+        for component in components:
+            component.process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for component in components:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                component.process.wait(max(0.0, deadline - time.monotonic()))
+        for component in components:
+            component.kill()
+
+    def kill(self, *names: str) -> None:
+        """Kill components (all that run if none is named), and all processes below them, without asking."""
+        for name in names or tuple(self._running):
+            self._running.pop(name).kill()
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The processes of a running component, its children included."""
+        return self._running[name].processes()
+
+    def check(self) -> None:
+        """Do nothing while all that was started runs.
+
+        Raises:
+            DeploymentError: Something ended by itself.
+        """
+        for component in self._running.values():
+            status = component.process.poll()
+            if status is not None:
+                raise DeploymentError(f"{component.name} ended with status {status}\n{self.tails()}")
+
+    def log(self, name: str) -> str:
+        """What a component logged; all its starts together."""
+        path = self.logs / f"{name}.log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def tails(self) -> str:
+        """The ends of all components' logs."""
+        parts = []
+        for path in sorted(self.logs.glob("*.log")):
+            lines = self.log(path.stem).splitlines()[-_TAIL_LINES:]
+            parts.append("\n".join([f"--- {path}", *(f"    {line[:_TAIL_WIDTH]}" for line in lines)]))
+        return "\n".join(parts)
+
+    def airflow(self, *arguments: str) -> str:
+        """Run an ``airflow`` command to its end (some five seconds of a core); what it printed."""
+        return run_airflow(arguments, self.environment)
+
+    def configure(self, section: str, name: str, value: object) -> None:
+        """Set an Airflow option for components that are started from now on."""
+        self.environment[f"AIRFLOW__{section.upper()}__{name.upper()}"] = str(value)
+
+    # Waiting
+
+    def wait_until(
+        self,
+        what: Callable[[], T],
+        message: str,
+        seconds: float = _PATIENCE_SECONDS,
+        *,
+        every: float = _POLL_SECONDS,
+    ) -> T:
+        """Poll until ``what()`` is truthy, and return it.
+
+        Args:
+            what: What to ask.
+            message: What is waited for, for the failure's message.
+            seconds: How long.
+            every: Seconds between two questions.
+
+        Raises:
+            DeploymentError: It did not become true in time, or a component ended by itself.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            answer = what()
+            if answer:
+                return answer
+            self.check()
+            if time.monotonic() > deadline:
+                raise DeploymentError(
+                    f"{message}: not within {seconds:g} s; last answer: {answer!r}\n"
+                    f"runs: {self._run_states()}\ntasks: {self._task_states()}\n{self.tails()}"
+                )
+            time.sleep(every)
+
+    def wait_for_dags(self, *dag_ids: str, seconds: float = _PATIENCE_SECONDS) -> None:
+        """Wait until these Dags are serialized.
+
+        Raises:
+            DeploymentError: One is not, or a Dag file cannot be imported.
+        """
+
+        def parsed() -> bool:
+            broken = self.rows("SELECT filename, stacktrace FROM import_error")
+            if broken:
+                raise DeploymentError(f"a Dag file cannot be imported: {broken}")
+            return set(dag_ids) <= {row.dag_id for row in self.rows("SELECT dag_id FROM serialized_dag")}
+
+        self.wait_until(parsed, f"Dags {dag_ids} are serialized", seconds)
+
+    def wait_for_run(self, dag_id: str, run_id: str, *states: str, seconds: float = _PATIENCE_SECONDS) -> str:
+        """Wait until a Dag run is in one of these states (success or failed if none is named); returns it."""
+        wanted = states or ("success", "failed")
+        return self.wait_until(
+            lambda: (state := self.run_state(dag_id, run_id)) in wanted and state,
+            f"run {run_id} of {dag_id} is {' or '.join(wanted)}",
+            seconds,
+        )  # type: ignore[return-value]
+
+    def wait_for_task(
+        self, dag_id: str, run_id: str, task_id: str, *states: str, seconds: float = _PATIENCE_SECONDS
+    ) -> str:
+        """Wait until a task instance is in one of these states; returns it."""
+        return self.wait_until(
+            lambda: (state := self.task_state(dag_id, run_id, task_id)) in states and state,
+            f"task {task_id} of run {run_id} of {dag_id} is {' or '.join(states)}",
+            seconds,
+        )  # type: ignore[return-value]
+
+    # Through the API
+
+    def trigger(
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        conf: Mapping[str, object] | None = None,
+        logical_date: str | None = None,
+    ) -> None:
+        """Start a run of a Dag, by the public API."""
+        body = {"dag_run_id": run_id, "logical_date": logical_date, "conf": dict(conf or {})}
+        self.api("POST", f"dags/{dag_id}/dagRuns", body)
+
+    def pause(self, dag_id: str, *, paused: bool = True) -> None:
+        """Pause a Dag, or unpause it, by the public API."""
+        self.api("PATCH", f"dags/{dag_id}", {"is_paused": paused})
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """Call the public API (``/api/v2/PATH``); the answer's JSON, ``None`` if it has none.
+
+        Raises:
+            DeploymentError: The answer is an error.
+        """
+        root = f"http://127.0.0.1:{self.port}"
+        if self._token is None:
+            self._token = httpx.get(f"{root}/auth/token", timeout=30).json()["access_token"]
+        answer = httpx.request(
+            method,
+            f"{root}/api/v2/{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {self._token}"},
+            timeout=30,
+        )
+        if answer.is_error:
+            raise DeploymentError(f"{method} {path} was answered {answer.status_code}: {answer.text}")
+        return answer.json() if answer.content else None
+
+    # The database
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[sa.Connection]:
+        """A connection to the metadata database, in a transaction that is committed at the end."""
+        with self._engine.begin() as connection:
+            yield connection
+
+    def rows(self, statement: str | sa.sql.ClauseElement, **values: object) -> list[Any]:
+        """The rows that an SQL statement (text with ``:name``, or a construct) finds."""
+        clause = sa.text(statement) if isinstance(statement, str) else statement
+        with self.connect() as connection:
+            return list(connection.execute(clause, values))  # type: ignore[call-overload]
+
+    def value(self, statement: str | sa.sql.ClauseElement, **values: object) -> Any:
+        """The first column of the first row, or ``None``."""
+        found = self.rows(statement, **values)
+        return found[0][0] if found else None
+
+    def execute(self, statement: str | sa.sql.ClauseElement, **values: object) -> int:
+        """Change rows; how many."""
+        clause = sa.text(statement) if isinstance(statement, str) else statement
+        with self.connect() as connection:
+            return int(connection.execute(clause, values).rowcount)  # type: ignore[call-overload]
+
+    def run_state(self, dag_id: str, run_id: str) -> str | None:
+        """The state of a Dag run."""
+        return self.value(
+            "SELECT state FROM dag_run WHERE dag_id = :dag_id AND run_id = :run_id",
+            dag_id=dag_id,
+            run_id=run_id,
+        )
+
+    def task_state(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str | None:
+        """The state of a task instance."""
+        return self.value(
+            "SELECT state FROM task_instance WHERE dag_id = :dag_id AND run_id = :run_id"
+            " AND task_id = :task_id AND map_index = :map_index",
+            dag_id=dag_id,
+            run_id=run_id,
+            task_id=task_id,
+            map_index=map_index,
+        )
+
+    # What ran
+
+    @property
+    def record_path(self) -> Path:
+        """Where ``callback_recorder`` writes, a line of JSON each."""
+        return self.home.path / "records.jsonl"
+
+    def records(self, **fields: object) -> list[dict[str, Any]]:
+        """What was recorded, in order; only the records with these values if any are given."""
+        found = [json.loads(line) for line in self.record_path.read_text(encoding="utf-8").splitlines()]
+        return [each for each in found if all(each.get(name) == value for name, value in fields.items())]
+
+    # Inside
+
+    def _start(self, name: str, arguments: Sequence[str]) -> None:
+        if name in self._running:
+            raise DeploymentError(f"{name} runs already")
+        log = self.logs / f"{name}.log"
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=self.environment | {"CALLBACK_RECORDER_COMPONENT": name},
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call
+            )
+        jobs = self.value("SELECT max(id) FROM job") or 0
+        self._running[name] = _Component(name=name, process=process, log=log, jobs_before=jobs)
+
+    def _command(self, name: str) -> list[str]:
+        if name == _API_SERVER:
+            apps = "core" if _EXECUTION_API_SERVER in self.components else "all"
+            return ["api-server", "--apps", apps, "--port", str(self.port)]
+        if name == _EXECUTION_API_SERVER:
+            return ["api-server", "--apps", "execution", "--port", str(self._execution_port)]
+        if name == _CELERY_WORKER:
+            return self._worker_command(name, "default", 8)
+        return [name, *(["--skip-serve-logs"] if name in {"scheduler", "triggerer"} else [])]
+
+    def _worker_command(self, name: str, queues: str, concurrency: int) -> list[str]:
+        return [
+            *("celery", "worker", "--skip-serve-logs", "--without-gossip", "--without-mingle"),
+            *("--celery-hostname", f"{name}@localhost"),
+            *("--queues", queues, "--concurrency", str(concurrency)),
+        ]
+
+    def _wait_until_ready(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.wait_until(lambda name=name: self._is_ready(name), f"{name} is ready", _START_SECONDS)
+
+    def _is_ready(self, name: str) -> bool:
+        if name in {_API_SERVER, _EXECUTION_API_SERVER}:
+            path = (
+                f"{self.port}/api/v2/version"
+                if name == _API_SERVER
+                else f"{self._execution_port}/execution/health"
+            )
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"http://127.0.0.1:{path}", timeout=10).is_success
+            return False
+        job_type = _JOB_TYPES.get(name)
+        if job_type is None:
+            return f"{name}@localhost ready." in self.log(name)
+        return bool(
+            self.value(
+                "SELECT count(*) FROM job WHERE job_type = :job_type AND state = 'running' AND id > :before",
+                job_type=job_type,
+                before=self._running[name].jobs_before,
+            )
+        )
+
+    def _run_states(self) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in self.rows("SELECT dag_id, run_id, state FROM dag_run")]
+
+    def _task_states(self) -> list[tuple[Any, ...]]:
+        return [
+            tuple(row) for row in self.rows("SELECT dag_id, task_id, try_number, state FROM task_instance")
+        ]
+
+    def close(self) -> None:
+        """Kill what runs and let go of the database."""
+        self.kill()
+        self._engine.dispose()
+
+
+@contextlib.contextmanager
+def deployed(
+    directory: Path,
+    *,
+    databases: DatabaseTemplates,
+    postgres: PostgresServer | None = None,
+    redis: RedisServer | None = None,
+    executor: Executor = "LocalExecutor",
+    backend: Backend = "postgresql",
+    dags: Sequence[Path] = (),
+    callback_priority: Mapping[str, object] | None = None,
+    options: Options | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Deployment]:
+    """An Airflow of which nothing runs yet; everything is killed at the end.
+
+    Args:
+        directory: For the home; must not exist.
+        databases: Where the migrated database is copied from.
+        postgres: The server for `backend` "postgresql".
+        redis: The broker for Celery.
+        executor: Celery needs both servers.
+        backend: The metadata database's kind.
+        dags: Files to copy into the Dags folder.
+        callback_priority: The section of that name; the library is switched off if ``None``.
+        options: More settings, by section and name, before and beside the ones that make Airflow brisk.
+        environment: More environment variables.
+    """
+    if executor == "CeleryExecutor" and (redis is None or backend != "postgresql"):
+        raise ValueError("Celery needs PostgreSQL for its results and Redis for its messages")
+    home = AirflowHome.create(directory)
+    for path in dags:
+        shutil.copy(path, home.dags_folder)
+    with databases.copy(backend, postgres) as database:
+        # SQLite has one writer at a time; half a minute of waiting for it beats an error.
+        url = f"{database}?timeout=30" if backend == "sqlite" else database
+        port, execution_port, log_port, worker_log_port = (free_port() for _ in range(4))
+        if backend != "sqlite":
+            execution_port = port
+        settings: dict[str, dict[str, object]] = {section: dict(values) for section, values in _BRISK.items()}
+        fixed: Options = {
+            "api": {"base_url": f"http://127.0.0.1:{port}", "host": "127.0.0.1", "port": port},
+            "callback_priority": callback_priority or {"mode": "off"},
+            "core": {
+                "executor": executor,
+                "execution_api_server_url": f"http://127.0.0.1:{execution_port}/execution/",
+            },
+            "logging": {"trigger_log_server_port": log_port, "worker_log_server_port": worker_log_port},
+        }
+        if executor == "CeleryExecutor" and redis is not None:
+            settings["celery"] |= {"broker_url": redis.fresh_database(), "result_backend": f"db+{database}"}
+        for more in (fixed, options or {}):
+            for section, values in more.items():
+                settings.setdefault(section, {}).update(values)
+        variables = home.subprocess_environment(url, options=settings)
+        variables["PYTHONPATH"] = os.pathsep.join(
+            [str(MODULES), *filter(None, [variables.get("PYTHONPATH")])]
+        )
+        variables |= {
+            "CALLBACK_RECORDER_FILE": str(home.path / "records.jsonl"),
+            "C_FORCE_ROOT": "1",
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        }
+        parts = [_API_SERVER, "scheduler", "dag-processor", "triggerer"]
+        if backend == "sqlite":
+            parts.insert(1, _EXECUTION_API_SERVER)
+        if executor == "CeleryExecutor":
+            parts.append(_CELERY_WORKER)
+        airflow = Deployment(
+            home=home,
+            database_url=url,
+            executor=executor,
+            components=tuple(parts),
+            environment=variables,
+            port=port,
+            execution_port=execution_port,
+        )
+        try:
+            yield airflow
+        finally:
+            airflow.close()
