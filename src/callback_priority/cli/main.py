@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from callback_priority import __version__
-from callback_priority.cli import doctor, status
+from callback_priority.cli import doctor, listing, show, status
 
 __all__ = ["main"]
 
@@ -25,13 +25,13 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
 
-COMMANDS = (doctor, status)
+COMMANDS = (doctor, status, listing, show)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="callback-priority",
-        description="Look after the sharing of Airflow's scheduler slots between tasks and callbacks.",
+        description="Look after callbacks and the sharing of Airflow's scheduler slots between tasks and callbacks.",
         epilog="Exit status: 0 all is well, 1 something failed, 2 wrong usage.",
         allow_abbrev=False,
     )

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 import attrs
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
-from callback_priority.cli.surroundings import (
-    MIGRATE,
-    CommandError,
-    connected,
-    first_line,
-    living_since,
-    missing_tables,
-    parallelism,
-)
+from callback_priority.cli.narrowing import Narrowing
+from callback_priority.cli.surroundings import living_since, parallelism, reading
+from callback_priority.cli.surroundings import settings as read_settings
 from callback_priority.cli.text import count
 from callback_priority.core.accounting import recent
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
@@ -27,10 +21,13 @@ from callback_priority.core.units import MICROSECONDS, MILLI
 from callback_priority.errors import ConfigurationError
 from callback_priority.persistence import deployment, status
 from callback_priority.persistence.flows import State, read_state
-from callback_priority.policy.parse import parse_settings
 from callback_priority.policy.settings import Mode, Settings
 
 __all__ = ["ClassLine", "Overview", "PoolLines", "Share", "overview", "shares", "view"]
+
+EVERYTHING: Final = Narrowing()
+
+THE_BEGINNING: Final = datetime(1970, 1, 2, tzinfo=timezone.utc)
 
 RECENT_WAITS: Final = timedelta(hours=1)
 
@@ -117,6 +114,8 @@ class Overview:
         notes: What a reader has to know to read it.
         classes: Every class, over all pools.
         pools: The pools that are used or have quotas.
+        kinds: Where the callbacks of each kind stand, the history included.
+        requests: What became of the requests in the history.
     """
 
     at: datetime
@@ -128,30 +127,29 @@ class Overview:
     notes: tuple[str, ...]
     classes: tuple[ClassLine, ...]
     pools: tuple[PoolLines, ...]
+    kinds: tuple[status.KindCount, ...]
+    requests: tuple[status.RequestCount, ...]
 
 
-def overview() -> Overview:
+def overview(narrow: Narrowing = EVERYTHING) -> Overview:
     """Read the database and the configuration.
+
+    Args:
+        narrow: What is asked for.
 
     Raises:
         CommandError: The database cannot be reached, or the tables are missing.
     """
-    with connected() as connection:
-        missing = missing_tables(connection)
-        if missing:
-            raise CommandError(f"tables are missing: {', '.join(missing)}", MIGRATE)
-        try:
-            return _read(connection)
-        except SQLAlchemyError as error:
-            raise CommandError(f"the database does not answer: {first_line(error)}", MIGRATE) from error
+    with reading() as connection:
+        return _read(connection, narrow)
 
 
-def _read(connection: Connection) -> Overview:
+def _read(connection: Connection, narrow: Narrowing) -> Overview:
     now = datetime.now(timezone.utc)
     alive_since = living_since(now)
     notes = []
     try:
-        settings = _settings()
+        settings = read_settings()
     except ConfigurationError as error:
         settings = Settings()
         notes.append(
@@ -166,15 +164,27 @@ def _read(connection: Connection) -> Overview:
     strays = deployment.pending_without_item(connection)
     if strays.count:
         notes.append(f"{count(strays.count, 'pending callback')} not in the queue yet, and not counted below")
-    classes, pools = view(
+    state = read_state(connection, living_since=alive_since)
+    put_together = functools.partial(
+        view,
         settings=settings,
-        state=read_state(connection, living_since=alive_since),
-        backlog=status.backlog(connection),
-        waits=status.waits(connection, since=now - RECENT_WAITS),
         tasks=deployment.task_loads(connection),
         pool_slots=deployment.pool_slots(connection),
         now=now,
     )
+    hour_ago = now - RECENT_WAITS
+    classes, pools = put_together(
+        state=state, backlog=status.backlog(connection), waits=status.waits(connection, since=hour_ago)
+    )
+    if narrow.kinds:
+        held = status.held_by_kinds(connection, kinds=narrow.kinds, living_since=alive_since)
+        part = put_together(
+            state=attrs.evolve(state, held=held),
+            backlog=status.backlog(connection, kinds=narrow.kinds),
+            waits=status.waits(connection, since=hour_ago, kinds=narrow.kinds),
+        )
+        classes, pools = with_counts_of(part, (classes, pools))
+    classes, pools = narrowed(classes, pools, narrow)
     return Overview(
         at=now,
         mode=str(settings.mode),
@@ -185,15 +195,13 @@ def _read(connection: Connection) -> Overview:
         notes=tuple(notes),
         classes=classes,
         pools=pools,
+        kinds=tuple(each for each in status.kind_counts(connection) if narrow.counts(each.kind)),
+        requests=tuple(
+            each
+            for each in status.request_counts(connection, since=THE_BEGINNING)
+            if narrow.counts(each.kind)
+        ),
     )
-
-
-def _settings() -> Settings:
-    from airflow.configuration import conf
-
-    from callback_priority.adapter.config import raw_section
-
-    return parse_settings(raw_section(conf))
 
 
 def shares(
@@ -306,6 +314,51 @@ def view(
                 PoolLines(pool=pool, slots=pool_slots.get(pool), exists=pool in pool_slots, classes=shown)
             )
     return tuple(classes), tuple(pools)
+
+
+Lines = tuple[tuple[ClassLine, ...], tuple[PoolLines, ...]]
+"""Every class over all pools, and the pools."""
+
+
+def with_counts_of(part: Lines, whole: Lines) -> Lines:
+    """What some kinds of callbacks want and hold, beside the shares that are their whole class's.
+
+    Args:
+        part: What `view` makes of those kinds.
+        whole: What it makes of everything.
+    """
+    none: dict[str, Any] = {"waiting": 0, "parked": 0, "held": 0, "oldest_wait_seconds": None}
+    none |= dict.fromkeys(("finished", "wait_p50_seconds", "wait_p95_seconds"))
+
+    def counted(lines: Iterable[ClassLine], counts: Iterable[ClassLine]) -> tuple[ClassLine, ...]:
+        by_class = {each.service_class: each for each in counts}
+        return tuple(
+            attrs.evolve(
+                line,
+                **{
+                    name: getattr(by_class[line.service_class], name)
+                    if line.service_class in by_class
+                    else nothing
+                    for name, nothing in none.items()
+                },
+            )
+            for line in lines
+        )
+
+    in_pools = {pool.pool: pool.classes for pool in part[1]}
+    return counted(whole[0], part[0]), tuple(
+        attrs.evolve(pool, classes=counted(pool.classes, in_pools.get(pool.pool, ()))) for pool in whole[1]
+    )
+
+
+def narrowed(classes: Iterable[ClassLine], pools: Iterable[PoolLines], narrow: Narrowing) -> Lines:
+    """The lines of the classes that are asked for, and the pools that have any."""
+
+    def asked_for(lines: Iterable[ClassLine]) -> tuple[ClassLine, ...]:
+        return tuple(line for line in lines if narrow.shows(ServiceClass(line.service_class)))
+
+    left = [attrs.evolve(pool, classes=asked_for(pool.classes)) for pool in pools]
+    return asked_for(classes), tuple(pool for pool in left if pool.classes)
 
 
 def _lines(

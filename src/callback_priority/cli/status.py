@@ -9,8 +9,12 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from callback_priority.cli.narrowing import add_narrowing, narrowing
+from callback_priority.core.classes import CLASS_ORDER
+
 if TYPE_CHECKING:
     from callback_priority.cli.overview import ClassLine, Overview
+    from callback_priority.persistence.status import KindCount
 
 __all__ = ["add_to", "run"]
 
@@ -27,7 +31,12 @@ Show who waits for slots, who holds them, and who got which share of late.
   oldest     how long the oldest waiting workload has waited
   p50, p95   waits of the callbacks that finished within the last hour
   reserve    slots held back for the class (scheduler: of each scheduler's slots)
-  limit      the most slots that the class may hold (scheduler: of each scheduler's)"""
+  limit      the most slots that the class may hold (scheduler: of each scheduler's)
+
+Then, over the history that is kept: where the callbacks of each kind stand (triggered:
+the triggerer has them), how long they waited and ran; and what became of the requests
+that Airflow made for the Dag processor. With --kind the counts and waits are of those
+kinds; weights, shares and quotas stay those of their class."""
 
 CLEAR_SCREEN = "\x1b[H\x1b[2J\x1b[3J"
 
@@ -42,6 +51,7 @@ def add_to(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_narrowing(parser, CLASS_ORDER)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object (with --watch: one a line)"
     )
@@ -71,19 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
         1 if the database or the tables are missing, else 0.
     """
     from callback_priority.cli.overview import overview
-    from callback_priority.cli.surroundings import CommandError, quiet
+    from callback_priority.cli.surroundings import CommandError, failed, quiet
 
     while True:
         try:
             with quiet(verbose=arguments.verbose):
-                found = overview()
+                found = overview(narrowing(arguments))
         except CommandError as error:
-            print(
-                f"callback-priority status: {error.message}\n  -> {error.remedy}\n"
-                "  -> `callback-priority doctor` checks the rest",
-                file=sys.stderr,
-            )
-            return 1
+            return failed("status", error)
         if arguments.json:
             print(_json(found, compact=arguments.watch is not None), flush=True)
         else:
@@ -144,4 +149,46 @@ def _text(found: Overview) -> str:
         rows += [[pool.pool, slots, *line(each), *quota(each)] for each in pool.classes]
     if rows:
         lines += ["", *columns(["pool", "slots", *names, "reserve", "limit"], rows, left=(0, 2))]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_kinds(found), *_requests(found)])
+
+
+def _kinds(found: Overview) -> list[str]:
+    from callback_priority.cli.text import columns, duration
+    from callback_priority.persistence.status import STATES
+
+    def line(each: KindCount) -> list[str]:
+        times = each.wait_p50_seconds, each.wait_p95_seconds, each.run_p50_seconds, each.run_p95_seconds
+        return [
+            each.kind,
+            each.service_class,
+            *(f"{each.states.get(state, 0):,}" for state in states),
+            *map(duration, times),
+        ]
+
+    if not found.kinds:
+        return []
+    states = [
+        state for state in STATES if state != "done" or any(state in each.states for each in found.kinds)
+    ]
+    header = ["kind", "class", *states, "wait p50", "wait p95", "ran p50", "ran p95"]
+    return ["", *columns(header, [line(each) for each in found.kinds], left=(0, 1))]
+
+
+def _requests(found: Overview) -> list[str]:
+    from callback_priority.cli.text import columns, cut, duration
+
+    if not found.requests:
+        return []
+    rows = [
+        [
+            each.kind,
+            each.outcome,
+            f"{each.requests:,}",
+            f"{each.units:,}",
+            f"{duration((found.at - each.last_at).total_seconds())} ago",
+            cut(each.reason, 200),
+        ]
+        for each in found.requests
+    ]
+    header = ["request", "outcome", "requests", "callables", "last", "reason"]
+    return ["", *columns(header, rows, left=(0, 1, 5))]

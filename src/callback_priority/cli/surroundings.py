@@ -13,19 +13,25 @@ from typing import Any
 
 from sqlalchemy import Connection, event, inspect
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from callback_priority.errors import CallbackPriorityError
 from callback_priority.persistence.tables import metadata
+from callback_priority.policy.parse import parse_settings
+from callback_priority.policy.settings import Settings
 
 __all__ = [
     "CommandError",
     "connected",
     "database_name",
+    "failed",
     "first_line",
     "living_since",
     "missing_tables",
     "parallelism",
     "quiet",
+    "reading",
+    "settings",
 ]
 
 CONNECT_SECONDS = 10
@@ -101,6 +107,46 @@ def connected() -> Iterator[Connection]:
         event.remove(engine, "do_connect", _be_impatient)
     with connection:
         yield connection
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[Connection]:
+    """A connection to a database that has the library's tables.
+
+    Raises:
+        CommandError: It cannot be reached, lacks the tables, or stops to answer.
+    """
+    with connected() as connection:
+        missing = missing_tables(connection)
+        if missing:
+            raise CommandError(f"tables are missing: {', '.join(missing)}", MIGRATE)
+        try:
+            yield connection
+        except SQLAlchemyError as error:
+            raise CommandError(f"the database does not answer: {first_line(error)}", MIGRATE) from error
+
+
+def failed(command: str, error: CommandError) -> int:
+    """Say on standard error why a command ends without an answer; returns its exit status."""
+    print(
+        f"callback-priority {command}: {error.message}\n  -> {error.remedy}\n"
+        "  -> `callback-priority doctor` checks the rest",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def settings() -> Settings:
+    """The settings.
+
+    Raises:
+        ConfigurationError: They are invalid.
+    """
+    from airflow.configuration import conf
+
+    from callback_priority.adapter.config import raw_section
+
+    return parse_settings(raw_section(conf))
 
 
 def _missing_file(url: URL) -> bool:

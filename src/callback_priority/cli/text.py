@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Sequence
 
-__all__ = ["NOTHING", "columns", "count", "duration", "indented", "share"]
+__all__ = ["NOTHING", "columns", "count", "cut", "duration", "indented", "plain", "share"]
 
 NOTHING = "-"
 """Stands where there is nothing to say."""
@@ -101,3 +101,26 @@ def count(number: int, one: str, many: str | None = None) -> str:
     ('1 item', '1,200 items', '0 are')
     """
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def plain(text: str) -> str:
+    r"""Text that others wrote, without what a terminal would obey; lines and tabs stay.
+
+    >>> plain("a\x1b[2Jb\r\n")
+    'a\\x1b[2Jb\n'
+    """
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode()
+        for each in text.replace("\r\n", "\n")
+    )
+
+
+def cut(text: str | None, length: int) -> str:
+    r"""The first line of a text that others wrote, cut to a length.
+
+    >>> cut("KeyError: 'x'\n  a.py:3", 40), cut("a long story", 6), cut(None, 6)
+    ("KeyError: 'x'", 'a l...', '')
+    """
+    lines = plain(text or "").strip().splitlines()
+    first = lines[0].replace("\t", " ") if lines else ""
+    return first if len(first) <= length else first[: length - 3] + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from sqlalchemy import Select, make_url
+from sqlalchemy import CompoundSelect, Select, make_url
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from callback_priority.cli.overview import shares, view
@@ -14,7 +14,7 @@ from callback_priority.core.accounting import RECENT_HALF_LIFE_SECONDS
 from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.flows import FlowState
 from callback_priority.core.units import MICROSECONDS, Milliweight, SlotMicros, seconds_to_micros
-from callback_priority.persistence import deployment
+from callback_priority.persistence import deployment, lookup, status
 from callback_priority.persistence.deployment import TaskLoad
 from callback_priority.persistence.flows import State
 from callback_priority.persistence.status import Backlog, Waits
@@ -177,7 +177,12 @@ def test_an_error_without_words_is_named_by_its_type():
     "dialect", [mysql.dialect(), postgresql.dialect(), sqlite.dialect()], ids=lambda each: each.name
 )
 def test_every_query_for_people_compiles_for_every_database(dialect):
-    statements = [each for each in vars(deployment).values() if isinstance(each, Select)]
-    assert len(statements) == 6
+    statements = [
+        each
+        for module in (deployment, lookup, status)
+        for each in vars(module).values()
+        if isinstance(each, Select | CompoundSelect)
+    ]
+    assert len(statements) == 23
     for statement in statements:
         assert "SELECT" in str(statement.compile(dialect=dialect))
