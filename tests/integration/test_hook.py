@@ -69,27 +69,6 @@ def test_it_goes_in_once_and_out_again(option):
     assert methods() == stock
 
 
-def test_the_plugin_may_load_twice_as_it_does_in_some_processes(option):
-    from callback_priority.adapter import hook
-    from callback_priority.adapter.plugin import CallbackPriorityPlugin
-
-    option("mode", "active")
-    CallbackPriorityPlugin.on_load()
-    ours = methods()
-    CallbackPriorityPlugin.on_load()
-    assert hook.installed()
-    assert methods() == ours
-
-
-def test_airflow_finds_the_plugin_by_its_entry_point():
-    from importlib.metadata import entry_points
-
-    from callback_priority.adapter.plugin import CallbackPriorityPlugin
-
-    found = [point for point in entry_points(group="airflow.plugins") if point.name == "callback_priority"]
-    assert [point.load() for point in found] == [CallbackPriorityPlugin]
-
-
 @ON_SQLITE
 @pytest.mark.parametrize("mode", ["active", "off"])
 def test_a_scheduler_process_has_it_before_its_first_loop(airflow_home, migrated_database, mode):
@@ -114,13 +93,11 @@ def test_a_scheduler_process_has_it_before_its_first_loop(airflow_home, migrated
 @pytest.mark.parametrize("mode", [None, "off", " OFF "])
 def test_mode_off_leaves_the_original_methods_in_place(option, mode, caplog):
     from callback_priority.adapter import hook
-    from callback_priority.adapter.plugin import CallbackPriorityPlugin
 
     if mode is not None:
         option("mode", mode)
     stock = methods()
     assert not hook.install()
-    CallbackPriorityPlugin.on_load()
     assert all(now is stock[name] for name, now in methods().items())
     assert errors(caplog) == []
 

@@ -31,7 +31,7 @@ def test_the_entry_points_are_those_that_airflow_looks_for():
     assert points == {
         ("console_scripts", "callback-priority"): "callback_priority.cli.main:main",
         ("apache_airflow_provider", "provider_info"): "callback_priority.adapter.provider:get_provider_info",
-        ("airflow.plugins", "callback_priority"): "callback_priority.adapter.plugin:CallbackPriorityPlugin",
+        ("airflow.policy", "callback_priority"): "callback_priority.activation",
     }
 
 

@@ -1,39 +1,23 @@
 """Installing the slot loop into Airflow's scheduler, and taking it out again.
 
-`install_on_import` waits for the scheduler's module; in processes that never import it (workers, API server)
-nothing happens. What is replaced is checked first (`callback_priority.adapter.compat`). With ``mode = off``
-nothing is touched at all.
+`install` is called once the scheduler's module is imported (`callback_priority.activation`); in processes that never
+import it (workers, API server) nothing happens. What is replaced is checked first
+(`callback_priority.adapter.compat`). With ``mode = off`` nothing is touched at all.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from typing import Final
 
-import wrapt
 from airflow.configuration import conf
 
 from callback_priority.adapter import compat, patches
 from callback_priority.adapter.config import raw_section
 from callback_priority.policy.settings import Mode
 
-__all__ = ["install", "install_on_import", "installed", "uninstall"]
+__all__ = ["install", "installed", "uninstall"]
 
 log = logging.getLogger(__name__)
-
-SCHEDULER_MODULE: Final = "airflow.jobs.scheduler_job_runner"
-
-_awaited: set[str] = set()
-
-
-def install_on_import() -> None:
-    """Install as soon as the scheduler's module is there, which may be now. Idempotent, raises nothing."""
-    if SCHEDULER_MODULE in sys.modules:
-        install()
-    elif SCHEDULER_MODULE not in _awaited:
-        _awaited.add(SCHEDULER_MODULE)
-        wrapt.register_post_import_hook(lambda _: install(), SCHEDULER_MODULE)
 
 
 def installed() -> bool:
@@ -42,7 +26,7 @@ def installed() -> bool:
 
 
 def install() -> bool:
-    """Replace Airflow's methods, unless the mode is off or this Airflow is not known.
+    """Replace Airflow's methods, unless the mode is off or this Airflow is not known. Idempotent, raises nothing.
 
     Returns:
         Whether they are replaced.

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 DISTRIBUTION: Final = "callback-priority"
-PLUGIN: Final = "callback_priority"
+ACTIVATION: Final = "callback_priority"
 
 
 def package() -> Finding:
@@ -146,7 +146,7 @@ def hook(wanted: Wanted) -> Finding:
 
 def entry_points() -> Finding:
     """Whether Airflow finds what the package registers."""
-    from airflow import plugins_manager
+    from airflow import settings
     from airflow.providers_manager import ProvidersManager
 
     from callback_priority.adapter.db_manager import CallbackPriorityDBManager
@@ -159,11 +159,8 @@ def entry_points() -> Finding:
         wanted = f"{CallbackPriorityDBManager.__module__}.{CallbackPriorityDBManager.__qualname__}"
         if wanted not in manager.db_managers:
             problems.append("Airflow does not see the provider's DB manager, which makes the tables")
-    errors = {name: error for name, error in plugins_manager.get_import_errors().items() if PLUGIN in name}
-    problems += [f"the plugin fails to load: {error}" for error in errors.values()]
-    names = {info["name"] for info in plugins_manager.get_plugin_info(["name"])}
-    if PLUGIN not in names and not errors:
-        problems.append("Airflow does not see the plugin (entry point airflow.plugins)")
+    if not settings.get_policy_plugin_manager().has_plugin(ACTIVATION):
+        problems.append("Airflow has not loaded callback_priority.activation (entry point airflow.policy)")
     if problems:
         return Finding(
             check="entry points",
@@ -172,7 +169,9 @@ def entry_points() -> Finding:
             details=tuple(problems),
             remedy=f"install again: `pip install --force-reinstall --no-deps {DISTRIBUTION}`",
         )
-    return Finding(check="entry points", status=Status.OK, found="Airflow sees the provider and the plugin")
+    return Finding(
+        check="entry points", status=Status.OK, found="Airflow sees the provider and the activation"
+    )
 
 
 def database(connection: Connection) -> Finding:

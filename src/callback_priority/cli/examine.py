@@ -40,7 +40,6 @@ def examine() -> list[Finding]:
     except Exception as error:  # noqa: BLE001 - as in _checked
         findings.append(_cannot_check("configuration", error))
         return findings
-    # The code to replace is looked at before Airflow loads its plugins, of which ours replaces it.
     findings.append(_checked("hook", lambda: installed.hook(wanted)))
     findings.append(_checked("entry points", installed.entry_points))
     try:
