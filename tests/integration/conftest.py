@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
+
+from callback_priority.cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +20,46 @@ def quiet_airflow() -> Iterator[None]:
     root.setLevel(logging.ERROR)
     yield
     root.setLevel(before)
+
+
+@pytest.fixture
+def configure(monkeypatch):
+    """Set options of the section for this process."""
+
+    def configure(**options):
+        for name, value in options.items():
+            monkeypatch.setenv(f"AIRFLOW__CALLBACK_PRIORITY__{name.upper()}", value)
+
+    return configure
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command in this process; returns its exit status and the JSON that it printed."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = main([*arguments, "--json"])
+        return status, json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.fixture
+def doctor(call):
+    """Run it; returns its exit status and its checks by name."""
+
+    def doctor():
+        status, report = call("doctor")
+        return status, {each["check"]: each for each in report["checks"]}
+
+    return doctor
+
+
+@pytest.fixture
+def database(airflow_database):
+    """A connection whose every statement is committed at once."""
+    engine = sa.create_engine(airflow_database, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import datetime, timedelta, timezone
-from uuid import uuid4
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -16,8 +15,9 @@ from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level, Serv
 from callback_priority.core.flows import FlowState
 from callback_priority.core.units import MICROSECONDS, Milliweight, SlotMicros, seconds_to_micros
 from callback_priority.persistence.flows import write_flows
-from callback_priority.persistence.items import NewItem, enqueue, mark_done, mark_granted, park
+from callback_priority.persistence.items import mark_done, park
 from callback_priority.persistence.tables import VERSION_TABLE
+from tests.support.commands import add_items, add_scheduler, grant, now
 from tests.support.scheduler import Bench
 
 ONLY_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -35,40 +35,6 @@ def _leave_airflow_as_it_was():
         hook.uninstall()
 
 
-@pytest.fixture
-def configure(monkeypatch):
-    """Set options of the section for this process."""
-
-    def configure(**options):
-        for name, value in options.items():
-            monkeypatch.setenv(f"AIRFLOW__CALLBACK_PRIORITY__{name.upper()}", value)
-
-    return configure
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a command in this process; returns its exit status and the JSON that it printed."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        status = main([*arguments, "--json"])
-        return status, json.loads(capsys.readouterr().out)
-
-    return call
-
-
-@pytest.fixture
-def doctor(call):
-    """Run it; returns its exit status and its checks by name."""
-
-    def doctor():
-        status, report = call("doctor")
-        return status, {each["check"]: each for each in report["checks"]}
-
-    return doctor
-
-
 def run(environment, *arguments):
     """Run a command as a process of its own."""
     return subprocess.run(
@@ -84,51 +50,6 @@ def run(environment, *arguments):
         env=environment,
         timeout=60,
     )
-
-
-def now():
-    return datetime.now(timezone.utc)
-
-
-@pytest.fixture
-def database(airflow_database):
-    """A connection whose every statement is committed at once."""
-    engine = sa.create_engine(airflow_database, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        yield connection
-    engine.dispose()
-
-
-def add_scheduler(database, job_id, *, heartbeat_ago=0.0, state="running"):
-    """A row as a scheduler leaves it."""
-    from airflow.jobs.job import Job
-
-    database.execute(
-        sa.insert(Job.__table__).values(
-            id=job_id,
-            job_type="SchedulerJob",
-            state=state,
-            hostname="here",
-            latest_heartbeat=now() - timedelta(seconds=heartbeat_ago),
-        )
-    )
-
-
-def add_items(database, count, *, ago=0.0, pool="default_pool", service_class=ServiceClass.DEADLINE):
-    """Waiting items."""
-    ids = [uuid4() for _ in range(count)]
-    items = [
-        NewItem(
-            callback_id=each, service_class=service_class, kind="deadline", pool=pool, dag_id="a", priority=1
-        )
-        for each in ids
-    ]
-    enqueue(database, items, now=now() - timedelta(seconds=ago), turn_length_us=0, aging_us=0)
-    return ids
-
-
-def grant(database, ids, job_id):
-    mark_granted(database, ids, now=now(), job_id=job_id, charges={ServiceClass.DEADLINE: SlotMicros(1)})
 
 
 def test_a_migrated_airflow_with_the_mode_set_passes_every_check(
