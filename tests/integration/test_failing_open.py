@@ -174,7 +174,7 @@ class FailingStatement:
 
 
 @ON_POSTGRESQL
-@pytest.mark.parametrize("place", range(12))
+@pytest.mark.parametrize("place", range(13))
 def test_a_failing_statement_of_the_critical_section_costs_tasks_nothing(
     airflow_database, bench, monkeypatch, caplog, place
 ):
@@ -232,7 +232,7 @@ def test_the_places_above_are_all_there_are(airflow_database, bench, monkeypatch
         bench.tasks(3, pool="narrow", width=2)
         failing.armed = True
         run(1)
-    assert len(failing.seen) == 12
+    assert len(failing.seen) == 13
 
 
 @ON_POSTGRESQL

@@ -6,7 +6,7 @@ In each scheduler loop the hook calls, in this order:
    waits, decides, lets Airflow's own selection of task instances run with the slots that are theirs, decides
    again with its answer, and writes: callbacks granted become QUEUED.
 2. `SlotAllocator.hand_over` after the commit: granted callbacks reach their executors.
-3. `SlotAllocator.process_events`: what ended frees its slot.
+3. `SlotAllocator.process_events`: what ended frees its slot, and callbacks that shared a worker are settled.
 4. `SlotAllocator.callback_step` in place of Airflow's step: callbacks whose deadline was missed in this
    transaction get their items, and what is due of upkeep is done.
 
@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -41,6 +42,7 @@ from callback_priority.adapter.handover import HandOver
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.planning import PlanInput, Router, offered_pools, snapshot_of, without
 from callback_priority.adapter.savepoints import savepoint
+from callback_priority.adapter.settlement import GivenUp, Settlement
 from callback_priority.adapter.shadow import Shadow
 from callback_priority.adapter.turn import Turn
 from callback_priority.adapter.upkeep import Upkeep
@@ -98,10 +100,12 @@ class SlotAllocator:
         self.in_flight = InFlight(runner.executors, clock)
         self.ledger = self.in_flight.ledger
         self.router = Router(runner, self.in_flight)
-        self.hand = HandOver(self.in_flight, self.router, utcnow, self._failed)
+        self.settlement = Settlement(self.in_flight, settings, self._failed)
+        self.hand = HandOver(self.in_flight, self.router, self.settlement, utcnow, self._failed)
         self.shadow = Shadow(self.in_flight, settings, runner.job.id)
         self.breaker = Breaker(settings.failure_threshold, settings.failure_back_off_seconds)
-        self.upkeep = Upkeep(settings, self.in_flight, clock, runner.job.id if self.active else None)
+        job_id = runner.job.id if self.active else None
+        self.upkeep = Upkeep(settings, self.in_flight, self.settlement, clock, job_id)
         self.turn: Turn | None = None
         self.charges: dict[ServiceClass, SlotMicros] = {}
         self.idle_sleep_seconds: float = runner._scheduler_idle_sleep_time
@@ -173,7 +177,8 @@ class SlotAllocator:
         try:
             if turn.changes_something():
                 with savepoint(connection, "callback_priority_grant"):
-                    self._record(session, turn)
+                    given_up = self._record(session, turn)
+                self._tell(turn, given_up)
             turn.recorded = True
         except Exception as error:
             self._failed("grant", error)
@@ -209,6 +214,7 @@ class SlotAllocator:
             parallelism=self.runner._parallelism,
             flows=flows,
             pairs=items.waiting_pairs(connection),
+            batch_size=self.settings.callback_batch_size,
         )
         snapshot, aside, unfit = snapshot_of(session, plan, self.router)
         self.charges = {
@@ -226,8 +232,7 @@ class SlotAllocator:
             unfit=unfit,
             charges=self.charges,
             unreported=occupancy.unreported,
-            decision=(decision := decide(snapshot, self.settings)),
-            offer=decision,
+            decision=decide(snapshot, self.settings),
         )
         if self.active:
             self._make_good(session, turn)
@@ -244,8 +249,9 @@ class SlotAllocator:
             ]
             if not wanted:
                 return
-            loaded = callbacks.load(session, wanted)  # type: ignore[arg-type]
+            loaded = callbacks.load(session, wanted, self.settings.callback_queue)  # type: ignore[arg-type]
             turn.workloads |= loaded.workloads
+            turn.batches |= loaded.batches
             turn.unfit |= loaded.unfit
             turn.elsewhere |= loaded.elsewhere
             turn.missing |= loaded.missing
@@ -324,39 +330,60 @@ class SlotAllocator:
         turn.offer = decide(rest, self.settings)
         return turn.offer.task_slots > 0
 
-    def _record(self, session: Session, turn: Turn) -> None:
-        """Write what was decided: all of it or, if anything fails, nothing."""
+    def _record(self, session: Session, turn: Turn) -> GivenUp | None:
+        """Write what was decided: all of it or, if anything fails, nothing.
+
+        Returns:
+            What became of callbacks that can never run here; ``None`` if there are none.
+        """
         connection = session.connection()
         granted = turn.granted
         if granted:
-            if (queued := callbacks.queue(connection, granted)) != len(granted):
-                raise InternalError(f"{len(granted)} locked callbacks were granted, {queued} were pending")
-            items.mark_granted(
-                connection, granted, now=turn.now, job_id=self.runner.job.id, charges=turn.charges
-            )
-        self._set_aside(connection, turn)
+            turn.companions = self._companions(connection, turn)
+            together = [*granted, *(each for riding in turn.companions.values() for each in riding)]
+            if (queued := callbacks.queue(connection, together)) != len(together):
+                raise InternalError(f"{len(together)} locked callbacks were granted, {queued} were pending")
+            job_id = self.runner.job.id
+            items.mark_granted(connection, granted, now=turn.now, job_id=job_id, charges=turn.charges)
+            if turn.companions:
+                items.mark_companions(connection, turn.companions, now=turn.now, job_id=job_id)
+        given_up = self._set_aside(session, turn)
         if flows := {**turn.changed, **turn.decision.flows}:
             write_flows(connection, flows.values())
+        return given_up
 
-    def _set_aside(self, connection: Any, turn: Turn) -> None:
+    def _companions(self, connection: Any, turn: Turn) -> dict[UUID, list[UUID]]:
+        """Find what can share the runs of callbacks that are granted slots; no statement if nothing can."""
+        most = self.settings.callback_batch_size - 1
+        leaders = [(each, turn.batches[each]) for each in turn.granted if each in turn.batches]
+        if not leaders or most < 1:
+            return {}
+        cannot = {*turn.unfit, *turn.elsewhere, *(each.callback_id for each in turn.aside)}
+        return items.companions(connection, leaders, most, apart_from={*turn.granted, *cannot})
+
+    def _set_aside(self, session: Session, turn: Turn) -> GivenUp | None:
         """Take what cannot run out of the way of what can."""
-        if turn.unfit:
-            callbacks.fail(connection, turn.unfit)
-            items.mark_done(connection, turn.unfit, turn.now, "can never run: its output says why")
-            for callback_id, reason in turn.unfit.items():
-                log.error("Callback %s can never run and is failed: %s", callback_id, reason)
-            self._count("callbacks_failed", len(turn.unfit))
+        connection = session.connection()
+        given_up = self.settlement.give_up(session, turn.unfit, turn.now) if turn.unfit else None
         if turn.elsewhere:
             items.mark_done(connection, turn.elsewhere, turn.now, "ended or taken outside of this library")
+        for reason, ids in turn.aside_by_reason().items():
+            items.park(connection, ids, retry_at=self._retry_at(turn), reason=reason)
+        return given_up
+
+    def _retry_at(self, turn: Turn) -> datetime:
+        return turn.now + timedelta(seconds=self.settings.executor_retry_seconds)
+
+    def _tell(self, turn: Turn, given_up: GivenUp | None) -> None:
+        """Log and count what was set aside, now that it is written."""
+        if given_up is not None:
+            given_up.tell()
+            self._count("callbacks_failed", len(given_up.failed))
+            self._count("callbacks_withdrawn", len(given_up.withdrawn))
         if turn.missing:
             self.upkeep.sweep_soon()
-        retry_at = turn.now + timedelta(seconds=self.settings.executor_retry_seconds)
-        by_reason: dict[str, list[UUID]] = {}
-        for each in turn.aside:
-            by_reason.setdefault(each.reason, []).append(each.callback_id)
-        for reason, ids in by_reason.items():
-            items.park(connection, ids, retry_at=retry_at, reason=reason)
-            log.warning("%d callback(s) set aside until %s: %s", len(ids), retry_at, reason)
+        for reason, ids in turn.aside_by_reason().items():
+            log.warning("%d callback(s) set aside until %s: %s", len(ids), self._retry_at(turn), reason)
 
     # After the commit -------------------------------------------------------------------------------------
 
@@ -405,16 +432,19 @@ class SlotAllocator:
     def process_events(self, original: Callable[[], int], executor: Any, session: Session) -> int:
         """Free the slots of what an executor reports as ended, and count finished callbacks as work.
 
+        Airflow's method is not shown what this library knows better: how its own callbacks ended.
+
         Args:
             original: Airflow's ``_process_executor_events``, bound to executor and session.
             executor: The executor.
             session: The transaction in which Airflow writes the states.
         """
+        routed = self.settlement.take_events(executor) if self.active else []
         ended = [key for key, (state, _) in executor.event_buffer.items() if state not in ENDED_NOT]
         try:
             count = original()
         finally:
-            self.in_flight.ended(ended)
+            self.in_flight.ended([*ended, *routed])
         finished = [UUID(key.id) for key in ended if isinstance(key, CallbackKey)]
         if finished:
             try:
@@ -422,7 +452,12 @@ class SlotAllocator:
                     items.mark_done(session.connection(), finished, self.utcnow())
             except Exception as error:
                 self._failed("finish", error)
-        return count + len(finished)
+        if routed:
+            leaders = [UUID(key.id) for key in routed]
+            settle = partial(self.settlement.settle, session, leaders, self.utcnow())
+            if not self._guarded(session, "settle", settle):
+                self.upkeep.sweep_soon()
+        return count + len(finished) + len(routed)
 
     def callback_step(self, original: Callable[[], None], session: Session) -> None:
         """Do in place of Airflow's callback step what is left to do there.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import attrs
+from airflow.configuration import conf
 from airflow.executors import workloads
 from airflow.executors.workloads import base as workload_base
 from airflow.models.callback import CallbackType, ExecutorCallback
@@ -17,24 +18,37 @@ from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.utils.sqlalchemy import with_row_locks
 from airflow.utils.state import CallbackState
-from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy import Connection, bindparam, case, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from callback_priority.core.classes import ServiceClass
+from callback_priority.core.kinds import KINDS, CallbackKind, DeadlineCallback
+from callback_priority.persistence.airflow_tables import CALLBACK_TERMINAL
 from callback_priority.persistence.items import NewItem
 from callback_priority.persistence.sweep import PendingCallback
 from callback_priority.persistence.tables import item_table
 from callback_priority.policy.settings import Settings
+from callback_priority.protocol import ENTRY
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["Loaded", "fail", "load", "new_item", "queue", "swept_item", "to_pending"]
+__all__ = ["Loaded", "fail", "kind_of", "load", "new_item", "queue", "swept_item", "to_pending"]
 
 _CALLBACK: Final = ExecutorCallback.__table__
 _RUN: Final = DagRun.__table__
 _DAG: Final = DagModel.__table__
 _LARGEST_KEY: Final = 2**31 - 1
+_CLASSES: Final = {each.value: each for each in ServiceClass}
+
+
+def kind_of(data: object) -> type[CallbackKind]:
+    """What a callback is called for, by the data of its row: only rows that this library wrote say."""
+    if isinstance(data, dict) and data.get("path") == ENTRY:
+        kind = data.get("kind")
+        if isinstance(kind, str):
+            return KINDS.get(kind, DeadlineCallback)
+    return DeadlineCallback
 
 
 def new_item(callback_id: UUID, data: object, priority_weight: int, settings: Settings) -> NewItem:
@@ -45,22 +59,29 @@ def new_item(callback_id: UUID, data: object, priority_weight: int, settings: Se
         data: Its data, which anybody may have written; what cannot be read is left out and, where it is
             needed to run, found missing when its turn comes.
         priority_weight: Airflow's own priority for it.
-        settings: Which pool its class draws on, and priorities by Dag id.
+        settings: Which pool and executor its class is for, and priorities by Dag id.
+
+    A callback that this library wrote says what it is for, and the pool of its task; any other is a deadline's.
     """
     fields = data if isinstance(data, dict) else {}
-    dag_id = fields.get("dag_id")
-    dag_id = dag_id if isinstance(dag_id, str) else ""
-    executor = fields.get("executor")
+    kind = kind_of(data)
+    service_class = kind.service_class
+    dag_id = _text(fields, "dag_id") or ""
     return NewItem(
         callback_id=callback_id,
-        service_class=ServiceClass.DEADLINE,
-        kind="deadline",
-        pool=settings.pool_of(ServiceClass.DEADLINE),
+        service_class=service_class,
+        kind=kind.kind,
+        pool=settings.pool_of(service_class, _text(fields, "pool")),
         dag_id=dag_id,
         dag_run_id=_run_key(fields.get("dag_run_id")),
-        executor=executor if isinstance(executor, str) else None,
+        executor=_text(fields, "executor") or settings.callback_executor.get(service_class),
         priority=settings.priority(dag_id, priority_weight),
     )
+
+
+def _text(fields: Mapping[str, object], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) else None
 
 
 def swept_item(pending: PendingCallback, settings: Settings) -> NewItem:
@@ -91,30 +112,48 @@ class Loaded:
 
     Args:
         workloads: What their executors get, by callback.
+        batches: Of these, which may share a run with others that wait, by what they must have in common.
         unfit: Callbacks that can never run, each with the reason.
         elsewhere: Callbacks that are no longer pending: somebody else took or ended them.
         missing: Callbacks whose row is locked by another transaction or gone.
     """
 
     workloads: dict[UUID, Any] = attrs.field(factory=dict)
+    batches: dict[UUID, str] = attrs.field(factory=dict)
     unfit: dict[UUID, str] = attrs.field(factory=dict)
     elsewhere: set[UUID] = attrs.field(factory=set)
     missing: set[UUID] = attrs.field(factory=set)
 
 
-def load(session: Session, wanted: Sequence[tuple[UUID, Any]]) -> Loaded:
+def load(
+    session: Session, wanted: Sequence[tuple[UUID, Any]], queues: Mapping[ServiceClass, str] | None = None
+) -> Loaded:
     """Lock and read callbacks with their Dag runs and Dags in one statement, and make their workloads.
 
     Args:
         session: The critical section's session.
         wanted: Each callback with the executor that it is to run on.
+        queues: The queues of the classes that have one of their own, for executors that have queues.
 
     A row that cannot be read spoils the statement, so the rows are then read by halves until it stands alone.
     """
     loaded = Loaded()
     executors = dict(wanted)
-    _load(session, list(executors), executors, loaded)
+    queue_of = _Queues(queues or {}, conf.get("operators", "default_queue", fallback="default"))
+    _load(session, list(executors), executors, queue_of, loaded)
     return loaded
+
+
+@attrs.frozen
+class _Queues:
+    """Where an executor with queues sends callbacks: it reads the queue from their data."""
+
+    by_class: Mapping[ServiceClass, str]
+    default: str
+
+    def queue(self, row: Any) -> str:
+        """The queue that the row itself names, its class's, or that of tasks which name none."""
+        return _text(row.data, "queue") or self.by_class.get(_CLASSES[row.service_class]) or self.default
 
 
 @attrs.frozen
@@ -135,7 +174,9 @@ class _DagRun:
     dag_model: _Dag
 
 
-def _load(session: Session, ids: list[UUID], executors: dict[UUID, Any], loaded: Loaded) -> None:
+def _load(
+    session: Session, ids: list[UUID], executors: dict[UUID, Any], queues: _Queues, loaded: Loaded
+) -> None:
     try:
         rows = _rows(session, ids)
     except DBAPIError:
@@ -145,8 +186,8 @@ def _load(session: Session, ids: list[UUID], executors: dict[UUID, Any], loaded:
             loaded.unfit[ids[0]] = f"its row cannot be read: {_brief(error)}"
             return
         middle = len(ids) // 2
-        _load(session, ids[:middle], executors, loaded)
-        _load(session, ids[middle:], executors, loaded)
+        _load(session, ids[:middle], executors, queues, loaded)
+        _load(session, ids[middle:], executors, queues, loaded)
         return
     loaded.missing.update(set(ids) - {row.id for row in rows})
     with _configuration_read_once():
@@ -165,10 +206,13 @@ def _load(session: Session, ids: list[UUID], executors: dict[UUID, Any], loaded:
                     dag_run=_DagRun(row.dag_id, row.run_id, row.bundle_version, dag),  # type: ignore[arg-type]
                     generator=executors[row.id].jwt_generator,
                 )
+                workload.callback.data["queue"] = queues.queue(row)
             except Exception as error:  # noqa: BLE001 - hostile data meets Airflow's schemas; one row must not stop the rest
                 loaded.unfit[row.id] = f"its workload cannot be made: {_brief(error)}"
             else:
                 loaded.workloads[row.id] = workload
+                if row.batch is not None:
+                    loaded.batches[row.id] = row.batch
 
 
 def _rows(session: Session, ids: list[UUID]) -> Sequence[Any]:
@@ -179,6 +223,8 @@ def _rows(session: Session, ids: list[UUID]) -> Sequence[Any]:
             _CALLBACK.c.state,
             _CALLBACK.c.fetch_method,
             _CALLBACK.c.data,
+            item_table.c.service_class,
+            item_table.c.batch,
             _RUN.c.dag_id,
             _RUN.c.run_id,
             _RUN.c.bundle_version,
@@ -248,20 +294,34 @@ def queue(connection: Connection, ids: Collection[UUID]) -> int:
     return connection.execute(statement).rowcount
 
 
-def to_pending(connection: Connection, ids: Collection[UUID]) -> None:
-    """Set queued callbacks that no executor took back to pending."""
+def to_pending(connection: Connection, ids: Collection[UUID], *, even_running: bool = False) -> None:
+    """Set callbacks back to pending that no executor took, or whose worker ended before it called them.
+
+    Args:
+        connection: Connection to Airflow's metadata database.
+        ids: The callbacks; those that are not queued stay as they are.
+        even_running: Also set back running ones. Airflow calls a callback running as soon as its executor says
+            that a worker took it.
+    """
+    states = [CallbackState.QUEUED, CallbackState.RUNNING] if even_running else [CallbackState.QUEUED]
     connection.execute(
         update(_CALLBACK)
-        .where(_CALLBACK.c.id.in_(ids), _CALLBACK.c.state == CallbackState.QUEUED)
+        .where(_CALLBACK.c.id.in_(ids), _CALLBACK.c.state.in_(states))
         .values(state=CallbackState.PENDING)
     )
 
 
 def fail(connection: Connection, reasons: dict[UUID, str]) -> None:
-    """Fail callbacks, each with its reason in ``output``, in one statement; their data is not touched."""
+    """Fail callbacks, each with its reason in ``output``, in one statement; their data is not touched.
+
+    What has ended already keeps its state and its output.
+    """
     texts: dict[Any, Any] = {callback_id: bindparam(None, reason) for callback_id, reason in reasons.items()}
     connection.execute(
         update(_CALLBACK)
-        .where(_CALLBACK.c.id.in_(texts))
+        .where(
+            _CALLBACK.c.id.in_(texts),
+            or_(_CALLBACK.c.state.is_(None), _CALLBACK.c.state.not_in(CALLBACK_TERMINAL)),
+        )
         .values(state=CallbackState.FAILED, output=case(texts, value=_CALLBACK.c.id))
     )

@@ -13,6 +13,7 @@ from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import InFlight
 from callback_priority.adapter.planning import Router
 from callback_priority.adapter.savepoints import savepoint
+from callback_priority.adapter.settlement import Settlement
 from callback_priority.adapter.turn import Turn
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.units import SlotMicros
@@ -30,6 +31,7 @@ class HandOver:
     Args:
         in_flight: The executors and what they hold.
         router: Is told of executors that turn out not to run callbacks.
+        settlement: Settles what cannot run here.
         utcnow: The present.
         failed: Is told of what an executor raises.
     """
@@ -38,11 +40,13 @@ class HandOver:
         self,
         in_flight: InFlight,
         router: Router,
+        settlement: Settlement,
         utcnow: Callable[[], datetime],
         failed: Callable[[str, Exception], None],
     ) -> None:
         self.in_flight = in_flight
         self.router = router
+        self.settlement = settlement
         self.utcnow = utcnow
         self.failed = failed
 
@@ -54,7 +58,7 @@ class HandOver:
             turn: The turn.
 
         Returns:
-            How many callbacks were granted.
+            How many callbacks were granted, those that share runs included.
         """
         refused: dict[UUID, str] = {}
         returned: list[UUID] = []
@@ -74,8 +78,8 @@ class HandOver:
                 returned.append(callback_id)
         if refused or returned:
             self.in_flight.ended(CallbackKey(str(each)) for each in (*refused, *returned))
-            self._take_back(session, refused, returned)
-        return len(turn.granted)
+            self._take_back(session, turn, refused, returned)
+        return len(turn.granted) + sum(len(riding) for riding in turn.companions.values())
 
     def _enter(self, turn: Turn) -> None:
         """Enter the turn's grants in the ledger, task instances in the places that were granted to tasks."""
@@ -110,24 +114,31 @@ class HandOver:
                 # Airflow selected it and did not queue it (its Dag run has ended): the charge goes back.
                 self.in_flight.ended([key])
 
-    def _take_back(self, session: Session, refused: dict[UUID, str], returned: list[UUID]) -> None:
-        """Undo grants that an executor did not take."""
+    def _take_back(
+        self, session: Session, turn: Turn, refused: dict[UUID, str], returned: list[UUID]
+    ) -> None:
+        """Undo grants that an executor did not take.
+
+        Companions only wait again: what becomes of them is decided when they come to lead a run.
+        """
         connection = session.connection()
+        keys = [CallbackKey(str(each)) for each in (*refused, *returned)]
+        self.in_flight.routed.difference_update(keys)
+        riding = [each for leader in (*refused, *returned) for each in turn.companions.get(leader, ())]
         with savepoint(connection, "callback_priority_return"):
+            if returned or riding:
+                callbacks.to_pending(connection, [*returned, *riding])
+                items.requeue(connection, [*returned, *riding], "its executor did not take it")
             if refused:
-                callbacks.fail(connection, refused)
-                items.mark_done(connection, refused, self.utcnow(), "can never run: its output says why")
-            if returned:
-                callbacks.to_pending(connection, returned)
-                items.requeue(connection, returned, "its executor did not take it")
+                self.settlement.give_up(session, refused, self.utcnow())
 
     def adopt_queued(self) -> None:
         """Enter what reached an executor by other ways, so that it is not lost from sight once dispatched."""
         for label, executor in self.in_flight.by_label.items():
-            for service_class, queued in (
-                (ServiceClass.TASK, executor.queued_tasks),
-                (ServiceClass.DEADLINE, executor.queued_callbacks),
-            ):
-                for key in queued:
-                    if key not in self.in_flight.ledger:
-                        self.in_flight.hold(key, service_class, label, charge=SlotMicros(0))
+            for key in executor.queued_tasks:
+                if key not in self.in_flight.ledger:
+                    self.in_flight.hold(key, ServiceClass.TASK, label, charge=SlotMicros(0))
+            for key, workload in executor.queued_callbacks.items():
+                if key not in self.in_flight.ledger:
+                    service_class = callbacks.kind_of(workload.callback.data).service_class
+                    self.in_flight.hold(key, service_class, label, charge=SlotMicros(0))

@@ -17,10 +17,13 @@ from callback_priority.core.classes import ServiceClass
 from callback_priority.core.ledger import Ledger
 from callback_priority.core.units import MICROSECONDS, SlotMicros
 
-__all__ = ["InFlight", "Occupancy", "executor_label", "queued_and_running"]
+__all__ = ["ENDED_NOT", "InFlight", "Occupancy", "executor_label", "queued_and_running"]
 
 ENDED_NOT = frozenset({"queued", "running", "restarting", "pending", "scheduled"})
 """States in executor events that do not end a hold."""
+
+_ROUTED = frozenset({ServiceClass.TASK_CALLBACK, ServiceClass.DAG_CALLBACK})
+"""The classes whose callbacks this library wrote: the worker reports on each of them by itself."""
 
 
 def executor_label(executor: Any, place: int) -> str:
@@ -72,6 +75,9 @@ class InFlight:
         }
         self.label_of = {id(executor): label for label, executor in self.by_label.items()}
         self.connection_tests: dict[Hashable, str] = {}
+        self.routed: set[Hashable] = set()
+        """Callbacks of this library's that an executor was given and has not reported the end of; a slot can be
+        free before that is reported."""
 
     def occupancy(self) -> Occupancy:
         """Count what is held now. O(slots in use)."""
@@ -125,6 +131,8 @@ class InFlight:
             width: Pool slots.
             at: Since when, in microseconds of the clock; now if not given.
         """
+        if service_class in _ROUTED:
+            self.routed.add(key)
         self.ledger.grant(
             key,
             service_class=service_class,

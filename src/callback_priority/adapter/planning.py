@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -45,6 +45,7 @@ class PlanInput:
         parallelism: The scheduler's slots.
         flows: The flows, settled.
         pairs: Which classes wait in which pools.
+        batch_size: The most callbacks that share a run.
     """
 
     epoch_us: int
@@ -54,6 +55,7 @@ class PlanInput:
     parallelism: int
     flows: Mapping[FlowKey, FlowState]
     pairs: Sequence[Pair]
+    batch_size: int = 1
 
     @property
     def free_slots(self) -> int:
@@ -182,18 +184,28 @@ def snapshot_of(
     open_pairs = {pair: free + 1 for pair in plan.pairs if free > 0 and pair[1] in open_pools}
     found, labels, aside, never = _fetch(session, plan, router, open_pairs)
     waiting: dict[Pair, list[Candidate]] = {}
+    batches: dict[Hashable, str] = {}
     for head in found:
         if head.callback_id in labels:
             waiting.setdefault((head.service_class, head.pool), []).append(
                 Candidate(id=head.callback_id, executor=labels[head.callback_id], rank=head.rank)
             )
+            if head.batch is not None:
+                batches[head.callback_id] = head.batch
+    tasks: list[Backlog] = []
+    if free > 0:
+        shared = {pool for _, pool in waiting if pools[pool].open_slots is not None}
+        tasks = _task_backlogs(session, plan.pools, shared, free)
+    if batches and plan.batch_size > 1:
+        fetched = Counter((head.service_class, head.pool) for head in found)
+        whole = [pair for pair in waiting if fetched[pair] <= free]
+        if sum(map(len, waiting.values())) + sum(len(each.candidates) for each in tasks) > free:
+            waiting |= {pair: _leading(waiting[pair], batches, plan.batch_size) for pair in whole}
     backlogs = [
         Backlog(service_class=service_class, pool=pool, candidates=candidates)
         for (service_class, pool), candidates in waiting.items()
     ]
-    if free > 0:
-        shared = {pool for _, pool in waiting if pools[pool].open_slots is not None}
-        backlogs += _task_backlogs(session, plan.pools, shared, free)
+    backlogs += tasks
     snapshot = Snapshot(
         now=plan.epoch_us,
         free_slots=free,
@@ -204,6 +216,37 @@ def snapshot_of(
         flows=plan.flows,
     )
     return snapshot, aside, never
+
+
+def _leading(
+    candidates: Sequence[Candidate], batches: Mapping[Hashable, str], batch_size: int
+) -> list[Candidate]:
+    """The candidates without those that ride along with an earlier one of the same batch.
+
+    While slots are free for all, each callback gets one of its own: that is the fastest, and a callback that
+    hangs delays nobody. Where there are fewer slots than work, what could share a run would only take slots from
+    others, and its class would pay for loading the same Dag file several times; so it shares. This is done where
+    all that waits of a class in a pool is at hand: each of them then has a slot or a seat, and the class gives
+    up nothing. A longer backlog is left as it is, since its class must be seen to wait for all of its share;
+    there each that is granted a slot takes companions from the rest.
+
+    Args:
+        candidates: All that waits of one class in one pool, in the order in which they go.
+        batches: What those that may share a run have in common.
+        batch_size: The most that share a run.
+    """
+    seats: Counter[tuple[str, str | None]] = Counter()
+    leading = []
+    for candidate in candidates:
+        batch = batches.get(candidate.id)
+        if batch is not None:
+            run = batch, candidate.executor
+            if seats[run]:
+                seats[run] -= 1
+                continue
+            seats[run] = batch_size - 1
+        leading.append(candidate)
+    return leading
 
 
 def _fetch(

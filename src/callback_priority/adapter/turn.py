@@ -33,13 +33,17 @@ class Turn:
         unfit: Callbacks that can never run, each with its reason.
         charges: What a grant is charged, by class.
         decision: The last decision.
-        offer: What Airflow's selection is offered: the decision before its answer, or a rest after it.
         unreported: Executors' slots in use that they do not report.
         workloads: What the executors get, by callback: those that were locked, read and found fit.
+        batches: Of these, which may share a run, by what they must have in common with those that join.
+        companions: Those that join, by the callback that leads the run.
         elsewhere: Callbacks that somebody else took or ended.
         missing: Callbacks whose row is locked by others or gone.
         task_instances: What Airflow's selection returned.
         recorded: Whether all that was decided was written.
+
+    Attributes:
+        offer: What Airflow's selection is offered: the decision before its answer, or a rest after it.
     """
 
     now: datetime
@@ -52,8 +56,10 @@ class Turn:
     unfit: dict[UUID, str]
     charges: dict[ServiceClass, SlotMicros]
     decision: Decision
-    offer: Decision
+    offer: Decision = attrs.field(init=False)
     workloads: dict[UUID, Any] = attrs.field(factory=dict)
+    batches: dict[UUID, str] = attrs.field(factory=dict)
+    companions: dict[UUID, list[UUID]] = attrs.field(factory=dict)
     elsewhere: set[UUID] = attrs.field(factory=set)
     missing: set[UUID] = attrs.field(factory=set)
     unreported: Mapping[str, int] = attrs.field(factory=dict)
@@ -64,6 +70,13 @@ class Turn:
     def granted(self) -> list[UUID]:
         """The callbacks granted, in order."""
         return [grant.candidate.id for grant in self.decision.grants if grant.candidate.id is not None]  # type: ignore[misc]
+
+    def aside_by_reason(self) -> dict[str, list[UUID]]:
+        """The callbacks that cannot run now, by what is missing."""
+        by_reason: dict[str, list[UUID]] = {}
+        for each in self.aside:
+            by_reason.setdefault(each.reason, []).append(each.callback_id)
+        return by_reason
 
     def changes_something(self) -> bool:
         """Whether there is anything to write."""

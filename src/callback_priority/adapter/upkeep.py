@@ -13,15 +13,16 @@ from airflow.models.connection_test import ConnectionTestKey, ConnectionTestRequ
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import CallbackState, TaskInstanceState
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 
 from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import InFlight
-from callback_priority.persistence import items, sweep
+from callback_priority.adapter.settlement import Settlement
+from callback_priority.persistence import items, requests, settling, sweep
+from callback_priority.persistence.tables import item_table
 from callback_priority.policy.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
 __all__ = ["Upkeep"]
@@ -44,15 +45,22 @@ class Upkeep:
     Args:
         settings: The intervals.
         in_flight: What this scheduler's executors hold.
+        settlement: Settles runs whose end was missed, and what cannot run here.
         clock: Seconds of a clock that never goes back.
         job_id: The job of this scheduler, whose grants it looks after; ``None`` where it makes none.
     """
 
     def __init__(
-        self, settings: Settings, in_flight: InFlight, clock: Callable[[], float], job_id: int | None = None
+        self,
+        settings: Settings,
+        in_flight: InFlight,
+        settlement: Settlement,
+        clock: Callable[[], float],
+        job_id: int | None = None,
     ) -> None:
         self.settings = settings
         self.in_flight = in_flight
+        self.settlement = settlement
         self.clock = clock
         self.job_id = job_id
         self.roused = 0
@@ -97,18 +105,26 @@ class Upkeep:
                     callback_id: f"expired after {self.settings.executor_time_to_live_seconds:g} s: {reason}"
                     for callback_id, reason in expired.items()
                 }
-                callbacks.fail(connection, reasons)
+                self.settlement.give_up(session, reasons, now)
                 log.error("%d callback(s) expired, e.g.: %s", len(reasons), next(iter(reasons.values())))
             self.roused += items.unpark_due(connection, now, limit=BATCH)
+            if items.any_triggered(connection):
+                self._look_after_triggered(session, now)
         if clock >= self._sweep_at:
             self._sweep_at = clock + self.settings.sweep_interval_seconds
             if self._sweep(session, now):
                 self._sweep_at = clock
 
+    def _look_after_triggered(self, session: Session, now: datetime) -> None:
+        """Close what has ended on the triggerer, and have workers run what it could not."""
+        connection = session.connection()
+        requests.end_units(connection, sweep.settle_triggered(connection, now=now, limit=BATCH), now)
+        self.roused += self.settlement.reroute_triggered(session, now, BATCH)
+
     def _sweep(self, session: Session, now: datetime) -> bool:
         """Bring items in line with Airflow's rows; returns whether there is more to do."""
         connection = session.connection()
-        self._take_back_lost(connection)
+        self._take_back_lost(session, now)
         removed = sweep.remove_orphans(connection, limit=BATCH)
         settled = sweep.settle_foreign(connection, now=now, limit=BATCH)
         found = sweep.callbacks_without_item(connection, BATCH)
@@ -116,17 +132,39 @@ class Upkeep:
         self.roused += settled.requeued + len(found)
         horizon = now - timedelta(seconds=self.settings.history_seconds)
         trimmed = sweep.trim_history(connection, finished_before=horizon, limit=BATCH)
-        return max(removed, settled.done + settled.requeued, len(found), trimmed) >= BATCH
+        forgotten = requests.trim(connection, received_before=horizon, limit=BATCH)
+        return max(removed, settled.done + settled.requeued, len(found), trimmed, forgotten) >= BATCH
 
-    def _take_back_lost(self, connection: Connection) -> None:
-        """Set callbacks back to pending that were granted and reached no executor, since the hand-over failed.
+    def _take_back_lost(self, session: Session, now: datetime) -> None:
+        """Take up callbacks that were granted and are with no executor.
 
-        What reached one is in the ledger until its end was reported, and that is written before this runs.
+        Those whose worker was reported gone, though what became of them could not be written then, are settled
+        now. So are runs that outlast their limits by far: their worker died and nobody said so. Any other
+        reached no executor, since the hand-over failed, and is set back to pending: what reached one is in the
+        ledger until its end was reported, and that is written before this runs.
         """
         if self.job_id is None:
             return
-        granted = [item.callback_id for item in items.granted_items(connection, self.job_id)]
-        lost = [each for each in granted if CallbackKey(str(each)) not in self.in_flight.ledger]
+        connection = session.connection()
+        with_leaders = {
+            item.callback_id: item.leader_id or item.callback_id
+            for item in items.granted_items(connection, self.job_id)
+        }
+        away = {
+            leader
+            for leader in with_leaders.values()
+            if CallbackKey(str(leader)) not in self.in_flight.ledger
+        }
+        owed = away & self.settlement.owed
+        claimed_before = now - self.settlement.longest_run
+        overdue = settling.overdue_runs(connection, claimed_before=claimed_before, limit=BATCH)
+        if overdue:
+            log.error("%d run(s) are lost: their workers took them before %s", len(overdue), claimed_before)
+            self.in_flight.ended(CallbackKey(str(each)) for each in overdue)
+        if owed or overdue:
+            self.settlement.settle(session, {*owed, *overdue}, now)
+        self.settlement.owed.clear()
+        lost = [each for each, leader in with_leaders.items() if leader in away - owed]
         if lost:
             callbacks.to_pending(connection, lost)
 
@@ -176,8 +214,17 @@ class Upkeep:
             )
             held.update(TaskInstanceKey(*row) for row in rows)
         if called:
-            query = select(Callback.id).where(Callback.id.in_(called), Callback.state.in_(_CALLBACK_HOLDS))
-            held.update(called[each] for each in session.scalars(query))
+            # A callback that leads a run holds its slot until the last that shares the run has ended.
+            leader = func.coalesce(item_table.c.leader_id, Callback.id)
+            query = (
+                select(leader)
+                .outerjoin(item_table, item_table.c.callback_id == Callback.id)
+                .where(
+                    or_(Callback.id.in_(called), item_table.c.leader_id.in_(called)),
+                    Callback.state.in_(_CALLBACK_HOLDS),
+                )
+            )
+            held.update(called[each] for each in session.scalars(query) if each in called)
         if tests:
             request = ConnectionTestRequest
             query = select(request.id).where(request.id.in_(tests), request.state.in_(_TEST_HOLDS))

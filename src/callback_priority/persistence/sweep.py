@@ -38,7 +38,7 @@ from callback_priority.persistence.airflow_tables import (
 )
 from callback_priority.persistence.items import mark_done, requeue
 from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks
-from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table
+from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table, unit_table
 
 __all__ = [
     "PendingCallback",
@@ -46,10 +46,16 @@ __all__ = [
     "callbacks_without_item",
     "remove_orphans",
     "settle_foreign",
+    "settle_triggered",
     "trim_history",
 ]
 
-OPEN: Final = (ItemState.WAITING.value, ItemState.PARKED.value, ItemState.GRANTED.value)
+OPEN: Final = (
+    ItemState.WAITING.value,
+    ItemState.PARKED.value,
+    ItemState.GRANTED.value,
+    ItemState.TRIGGERED.value,
+)
 
 _ITEM = item_table.c
 _CALLBACK = callback_table.c
@@ -111,6 +117,14 @@ _ORPHANS: Final[Select[Any]] = (
     .where(_ITEM.state.in_(OPEN), ~exists().where(_CALLBACK.id == _ITEM.callback_id))
     .limit(_most())
 )
+_COMPANION = item_table.alias("companion")
+_COMPANIONS_CALLBACK = callback_table.alias("companions_callback")
+_HAS_UNFINISHED_COMPANIONS: Final = exists().where(
+    _COMPANION.c.leader_id == _ITEM.callback_id,
+    _COMPANION.c.state == ItemState.GRANTED.value,
+    _COMPANIONS_CALLBACK.c.id == _COMPANION.c.callback_id,
+    _COMPANIONS_CALLBACK.c.state.not_in(CALLBACK_TERMINAL),
+)
 _FOREIGN: Final[Select[Any]] = (
     select(_ITEM.callback_id, _CALLBACK.state)
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
@@ -122,11 +136,21 @@ _FOREIGN: Final[Select[Any]] = (
             ),
             and_(
                 _ITEM.state == ItemState.GRANTED.value,
-                _CALLBACK.state.in_([CALLBACK_PENDING, *CALLBACK_TERMINAL]),
+                or_(
+                    _CALLBACK.state == CALLBACK_PENDING,
+                    # One that leads a run holds its slot until the last that shares the run has ended.
+                    and_(_CALLBACK.state.in_(CALLBACK_TERMINAL), ~_HAS_UNFINISHED_COMPANIONS),
+                ),
             ),
         ),
         _ITEM.state.in_(OPEN),
     )
+    .limit(_most())
+)
+_TRIGGERED_ENDED: Final[Select[Any]] = (
+    select(_ITEM.callback_id)
+    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
+    .where(_ITEM.state == ItemState.TRIGGERED.value, _CALLBACK.state.in_(CALLBACK_TERMINAL))
     .limit(_most())
 )
 _HISTORY: Final[Select[Any]] = (
@@ -135,7 +159,9 @@ _HISTORY: Final[Select[Any]] = (
     .order_by(_ITEM.finished_at)
     .limit(_most())
 )
-_REMOVE: Final = delete(item_table).where(_ITEM.callback_id.in_(bindparam("ids", type_=Uuid, expanding=True)))
+_IDS = bindparam("ids", type_=Uuid, expanding=True)
+_REMOVE: Final = delete(item_table).where(_ITEM.callback_id.in_(_IDS))
+_REMOVE_UNITS: Final = delete(unit_table).where(unit_table.c.callback_id.in_(_IDS))
 
 
 def callbacks_without_item(conn: Connection, limit: int) -> list[PendingCallback]:
@@ -159,6 +185,8 @@ def callbacks_without_item(conn: Connection, limit: int) -> list[PendingCallback
 def settle_foreign(conn: Connection, *, now: datetime, limit: int) -> Settled:
     """Bring open items in line with what others did to their callbacks; up to three statements.
 
+    A callback that leads a run is left alone until those that share the run have ended too.
+
     Args:
         conn: Connection to Airflow's metadata database.
         now: The present.
@@ -174,13 +202,20 @@ def settle_foreign(conn: Connection, *, now: datetime, limit: int) -> Settled:
     )
 
 
+def settle_triggered(conn: Connection, *, now: datetime, limit: int) -> list[UUID]:
+    """Close the items of callbacks that have ended on the triggerer, in two statements; one if there are none."""
+    ended = sorted(conn.scalars(_TRIGGERED_ENDED, {"most": limit}))
+    mark_done(conn, ended, now)
+    return ended
+
+
 def remove_orphans(conn: Connection, *, limit: int) -> int:
-    """Remove open items whose callback is gone (a Dag run was deleted, a database cleaned)."""
+    """Remove open items whose callback is gone (a Dag run was deleted, a database cleaned), and their units."""
     return _remove(conn, conn.scalars(_ORPHANS, {"most": limit}).all())
 
 
 def trim_history(conn: Connection, *, finished_before: datetime, limit: int) -> int:
-    """Remove done items that finished before a time, oldest first.
+    """Remove done items that finished before a time, oldest first, and their units.
 
     Args:
         conn: Connection to Airflow's metadata database.
@@ -191,6 +226,8 @@ def trim_history(conn: Connection, *, finished_before: datetime, limit: int) -> 
 
 
 def _remove(conn: Connection, ids: Any) -> int:
-    return sum(
-        conn.execute(_REMOVE, {"ids": piece}).rowcount for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
-    )
+    removed = 0
+    for piece in chunks(sorted(ids), KEYS_PER_STATEMENT):
+        conn.execute(_REMOVE_UNITS, {"ids": piece})
+        removed += conn.execute(_REMOVE, {"ids": piece}).rowcount
+    return removed

@@ -1,0 +1,130 @@
+"""Queries for settling runs: what a worker reported of each callback that shared a run before it ended.
+
+A run is one callback that leads it and holds the slot, and its companions. The worker says of each when it takes
+it, starts it and how it ended (`callback_priority.persistence.units`); its executor only says that it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import attrs
+from sqlalchemy import Connection, Integer, Select, Uuid, and_, bindparam, or_, select
+
+from callback_priority.persistence import units
+from callback_priority.persistence.airflow_tables import CALLBACK_TERMINAL, callback_table
+from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks
+from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table, unit_table
+
+__all__ = ["Ridden", "overdue_runs", "requests_of", "runs"]
+
+_CALLBACK = callback_table.c
+_ITEM = item_table.c
+_UNIT = unit_table.c
+_IDS = bindparam("ids", type_=Uuid, expanding=True)
+
+
+@attrs.frozen(kw_only=True)
+class Ridden:
+    """How far a run came with one callback.
+
+    Args:
+        callback_id: Its key.
+        leader_id: The callback that leads the run, possibly itself.
+        request_id: What Airflow asked to be called.
+        attempts: How often it has been granted.
+        claimed: Whether a worker took it.
+        started: Whether the worker began to call it.
+        ended: Whether its end was reported, by the worker or by anybody else.
+    """
+
+    callback_id: UUID
+    leader_id: UUID
+    request_id: UUID
+    attempts: int
+    claimed: bool
+    started: bool
+    ended: bool
+
+
+_MEMBERS: Final[Select[Any]] = select(_ITEM.callback_id, _ITEM.leader_id).where(
+    or_(
+        _ITEM.callback_id.in_(_IDS),
+        and_(_ITEM.leader_id.in_(_IDS), _ITEM.state == ItemState.GRANTED.value),
+    )
+)
+_RIDDEN: Final[Select[Any]] = (
+    select(
+        _ITEM.callback_id,
+        _ITEM.attempts,
+        _UNIT.request_id,
+        _UNIT.claimed_at,
+        _UNIT.started_at,
+        _UNIT.ended_at,
+        _CALLBACK.state,
+    )
+    .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
+    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
+    .where(_ITEM.callback_id.in_(_IDS))
+)
+_REQUESTS: Final[Select[Any]] = select(_UNIT.callback_id, _UNIT.request_id).where(_UNIT.callback_id.in_(_IDS))
+_OVERDUE: Final[Select[Any]] = (
+    select(_ITEM.callback_id)
+    .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
+    .where(
+        _ITEM.state == ItemState.GRANTED.value,
+        _ITEM.leader_id.is_(None),
+        _UNIT.claimed_at < bindparam("claimed_before", type_=UtcDateTime),
+    )
+    .limit(bindparam("most", type_=Integer))
+)
+
+
+def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
+    """The callbacks of runs, with their units locked; three statements for up to 5,000 callbacks.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        leaders: The callbacks that led the runs; those of which nothing is known are left out.
+    """
+    led_by: dict[UUID, UUID] = {}
+    for piece in chunks(sorted(leaders), KEYS_PER_STATEMENT):
+        leading = set(piece)
+        for callback_id, leader_id in conn.execute(_MEMBERS, {"ids": piece}):
+            led_by[callback_id] = callback_id if callback_id in leading else leader_id
+    units.lock(conn, led_by)
+    return [
+        Ridden(
+            callback_id=row.callback_id,
+            leader_id=led_by[row.callback_id],
+            request_id=row.request_id,
+            attempts=row.attempts,
+            claimed=row.claimed_at is not None,
+            started=row.started_at is not None,
+            ended=row.ended_at is not None or row.state in CALLBACK_TERMINAL,
+        )
+        for piece in chunks(sorted(led_by), KEYS_PER_STATEMENT)
+        for row in conn.execute(_RIDDEN, {"ids": piece})
+    ]
+
+
+def requests_of(conn: Connection, callback_ids: Collection[UUID]) -> dict[UUID, UUID]:
+    """The request of each callback that has one, in one statement for up to 5,000."""
+    found: dict[UUID, UUID] = {}
+    for piece in chunks(sorted(callback_ids), KEYS_PER_STATEMENT):
+        found |= {row.callback_id: row.request_id for row in conn.execute(_REQUESTS, {"ids": piece})}
+    return found
+
+
+def overdue_runs(conn: Connection, *, claimed_before: datetime, limit: int) -> list[UUID]:
+    """The leaders of runs that a worker took so long ago that it must be gone, though nobody reported its end.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        claimed_before: Runs that were taken since then may still be going on.
+        limit: The most to find in one call.
+    """
+    return sorted(conn.scalars(_OVERDUE, {"claimed_before": claimed_before, "most": limit}))
