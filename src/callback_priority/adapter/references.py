@@ -57,12 +57,15 @@ _awaited: set[str] = set()
 def install_parse() -> None:
     """Have parsed Dags' callables noted, in this process and in its children; idempotent, raises nothing.
 
-    Modules of Airflow's that are not imported yet are seen to when they are. Nothing is touched while the mode is
+    Modules of Airflow's that are not imported yet are seen to when they are; one that is being imported, at the
+    next call. Nothing is touched while the mode is
     ``off``, while no callbacks are to leave the Dag processor, and in an Airflow that is not known.
     """
     for name in _WRAPPERS:
-        if name in sys.modules:
-            _patch(sys.modules[name])
+        module = sys.modules.get(name)
+        if module is not None:
+            if not getattr(module.__spec__, "_initializing", False):
+                _patch(module)
         elif name not in _awaited:
             _awaited.add(name)
             wrapt.register_post_import_hook(_patch, name)
