@@ -1,0 +1,312 @@
+"""Runs of workers, on the side of the database: who may start one, what is in it, and what is said of it.
+
+A *run* is a callback that was handed to an executor, the *leader*, with the callbacks that were granted
+together with it. A worker claims all of it at once, and the claim is told from any other by its time: when a
+worker is given up and another takes the callbacks over, the first one is no longer believed.
+
+What is kept true:
+
+- One worker has a callback at a time, and no other can begin it.
+- What has ended keeps its state. What somebody set by hand, or withdrew, does not run.
+- Asking the same thing twice, as a client does that got no answer, changes nothing.
+
+These functions change units and Airflow's callback rows only; items are the scheduler's. They never commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import attrs
+from sqlalchemy import Connection
+
+from callback_priority.errors import CallbackPriorityError
+from callback_priority.persistence import units
+from callback_priority.persistence.requests import Target
+from callback_priority.persistence.tables import ItemState
+from callback_priority.persistence.units import CALLBACK_QUEUED, OPEN_STATES, RunUnit
+from callback_priority.policy.settings import Settings
+from callback_priority.protocol import PROTOCOL, Ended, Run, Start, UnitOrder
+
+__all__ = [
+    "Claim",
+    "RunError",
+    "RunRefusedError",
+    "Started",
+    "UnitUnknownError",
+    "UnknownProtocolError",
+    "end",
+    "run",
+    "start",
+    "task_instance_id",
+]
+
+
+class RunError(CallbackPriorityError):
+    """A worker asked for something that cannot be."""
+
+
+class UnknownProtocolError(RunError, ValueError):
+    """The worker speaks another protocol than this side."""
+
+    def __init__(self, protocol: int, library: str) -> None:
+        self.protocol = protocol
+        super().__init__(
+            f"the worker's callback-priority {library} speaks protocol {protocol}, and this side {PROTOCOL}; "
+            "install the same release on workers and API servers"
+        )
+
+
+class UnitUnknownError(RunError, LookupError):
+    """There is no such routed callback."""
+
+    def __init__(self, callback_id: UUID) -> None:
+        self.callback_id = callback_id
+        super().__init__(f"there is no routed callback {callback_id}; it may have been withdrawn")
+
+
+class RunRefusedError(RunError):
+    """The callback is not the worker's to run: leave it."""
+
+    def __init__(self, callback_id: UUID, why: str) -> None:
+        self.callback_id = callback_id
+        super().__init__(f"callback {callback_id} {why}")
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """What tells one run from another.
+
+    Args:
+        leader_id: The callback that the executor was given.
+        claimed_at: When a worker took the run.
+    """
+
+    leader_id: UUID
+    claimed_at: datetime
+
+
+@attrs.frozen(kw_only=True)
+class Started:
+    """A run that a worker may go on with.
+
+    Args:
+        claim: What it is known by from now on.
+        run: What is to be done.
+        limit_seconds: How long it takes at most, by its own limits.
+        task_instance_id: A task instance that it is about; ``None`` if there is none.
+    """
+
+    claim: Claim
+    run: Run
+    limit_seconds: float
+    task_instance_id: UUID | None
+
+
+@attrs.frozen
+class _Order:
+    """A unit and its request, read."""
+
+    unit: RunUnit
+    reference: dict[str, Any]
+    request: dict[str, Any]
+    request_class: str
+    bundle_name: str
+    bundle_version: str | None
+    filepath: str
+
+    def shares_file(self, other: _Order) -> bool:
+        """Whether one Dag file serves both."""
+        mine = self.bundle_name, self.bundle_version, self.filepath
+        return mine == (other.bundle_name, other.bundle_version, other.filepath)
+
+
+def start(conn: Connection, leader_id: UUID, asked: Start, *, settings: Settings, now: datetime) -> Started:
+    """Give a run to a worker.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        leader_id: The callback that the executor gave to the worker.
+        asked: What the worker says of itself.
+        settings: How long loading and each unit may take.
+        now: The present.
+
+    Raises:
+        UnknownProtocolError: The worker's protocol is not ours.
+        UnitUnknownError: There is no such callback, or Airflow did not get it from us.
+        RunRefusedError: It has ended, has begun, or is another worker's.
+    """
+    if asked.protocol != PROTOCOL:
+        raise UnknownProtocolError(asked.protocol, asked.library)
+    worker = f"{asked.hostname}:{asked.pid}"
+    ids = {leader_id, *units.companions(conn, leader_id)}
+    units.lock(conn, ids)
+    found = {unit.callback_id: unit for unit in units.read_units(conn, ids)}
+    if leader_id not in found:
+        raise UnitUnknownError(leader_id)
+    leader = found[leader_id]
+    if leader.target != Target.WORKER:
+        raise RunRefusedError(leader_id, f"is for the {leader.target}")
+    _require_open(leader)
+    if leader.claimed_at is not None:
+        if leader.worker != worker:
+            raise RunRefusedError(leader_id, f"is with {leader.worker} since {leader.claimed_at:%F %T%z}")
+        if any(
+            unit.claimed_at == leader.claimed_at and (unit.started_at or unit.ended_at)
+            for unit in found.values()
+        ):
+            # Not a client that got no answer: its run has begun. Most likely a broker delivered it again.
+            raise RunRefusedError(leader_id, f"has begun to run on {worker}")
+    first = _order(leader)
+    if first is None:
+        raise RunRefusedError(leader_id, "has a request that cannot be read")
+    orders = [
+        order
+        for unit in found.values()
+        if (order := first if unit is leader else _companion(unit, leader)) is not None
+        and order.shares_file(first)
+    ]
+    claim = Claim(leader_id=leader_id, claimed_at=leader.claimed_at or now)
+    paths = {order.unit.callback_id: _log_path(order.unit) for order in orders}
+    units.claim(conn, paths, worker=worker, now=claim.claimed_at)
+    return Started(
+        claim=claim,
+        run=Run(
+            protocol=PROTOCOL,
+            bundle_name=first.bundle_name,
+            bundle_version=first.bundle_version,
+            filepath=first.filepath,
+            load_limit_seconds=settings.callback_load_limit_seconds,
+            log_limit_bytes=settings.callback_log_limit_bytes,
+            units=[
+                UnitOrder(
+                    callback_id=order.unit.callback_id,
+                    kind=order.unit.kind,
+                    position=order.unit.position,
+                    name=order.unit.name,
+                    reference=order.reference,
+                    request_class=order.request_class,
+                    request=order.request,
+                    time_limit_seconds=settings.callback_time_limit_seconds,
+                    log_path=paths[order.unit.callback_id],
+                )
+                for order in orders
+            ],
+        ),
+        limit_seconds=settings.callback_load_limit_seconds
+        + len(orders) * settings.callback_time_limit_seconds,
+        task_instance_id=_task_instance_id(first.request),
+    )
+
+
+def run(conn: Connection, claim: Claim, unit_id: UUID, *, now: datetime) -> None:
+    """Let a unit begin.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        claim: The run that asks.
+        unit_id: The unit.
+        now: The present.
+
+    Raises:
+        UnitUnknownError: There is no such unit any more.
+        RunRefusedError: It is not of this run, or it has ended; it must not be called.
+    """
+    unit = _of_run(conn, claim, unit_id)
+    _require_open(unit)
+    if not units.mark_started(conn, unit_id, now):
+        raise RunRefusedError(unit_id, "has ended meanwhile")
+
+
+def end(conn: Connection, claim: Claim, unit_id: UUID, ended: Ended, *, now: datetime) -> None:
+    """Record how a unit ended.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        claim: The run that tells.
+        unit_id: The unit.
+        ended: How it ended.
+        now: The present.
+
+    Raises:
+        UnitUnknownError: There is no such unit any more.
+        RunRefusedError: It is not of this run, or it is known to have ended in another way.
+    """
+    unit = _of_run(conn, claim, unit_id)
+    if unit.state == ended.state.value:
+        if unit.ended_at is not None:
+            return
+    else:
+        _require_open(unit)
+    if not units.mark_ended(
+        conn, unit_id, state=ended.state.value, output=ended.output, log=ended.log, now=now
+    ):
+        raise RunRefusedError(unit_id, "has ended meanwhile, and otherwise")
+
+
+def task_instance_id(conn: Connection, claim: Claim, unit_id: UUID) -> UUID | None:
+    """The task instance that a unit's request is about: for a Dag callback, the last one; else ``None``.
+
+    Raises:
+        UnitUnknownError: There is no such unit any more.
+        RunRefusedError: It is not of this run.
+    """
+    order = _order(_of_run(conn, claim, unit_id, writes=False))
+    return None if order is None else _task_instance_id(order.request)
+
+
+def _of_run(conn: Connection, claim: Claim, unit_id: UUID, *, writes: bool = True) -> RunUnit:
+    if writes:
+        units.lock(conn, [unit_id])
+    found = units.read_units(conn, [unit_id])
+    if not found:
+        raise UnitUnknownError(unit_id)
+    unit = found[0]
+    if unit.claimed_at != claim.claimed_at or claim.leader_id not in (unit.callback_id, unit.leader_id):
+        raise RunRefusedError(unit_id, "is not, or no longer, in this run")
+    return unit
+
+
+def _require_open(unit: RunUnit) -> None:
+    if unit.ended_at is not None or unit.state not in OPEN_STATES:
+        raise RunRefusedError(unit.callback_id, f"is {unit.state}, and not waiting to run")
+
+
+def _companion(unit: RunUnit, leader: RunUnit) -> _Order | None:
+    """A unit that shares a run, if it still can; one that cannot is the scheduler's to look at again."""
+    fits = (
+        unit.item_state is ItemState.GRANTED
+        and unit.leader_id == leader.callback_id
+        and unit.state == CALLBACK_QUEUED
+        and unit.target == Target.WORKER
+        and unit.ended_at is None
+        and unit.claimed_at in (None, leader.claimed_at)
+    )
+    return _order(unit) if fits else None
+
+
+def _order(unit: RunUnit) -> _Order | None:
+    """``None`` if its rows cannot be read: that one alone must not stop the others of its run."""
+    try:
+        request, reference = json.loads(unit.body or ""), json.loads(unit.reference)
+        file = [request[name] for name in ("type", "bundle_name", "bundle_version", "filepath")]
+    except (ValueError, TypeError, LookupError):
+        return None
+    return _Order(unit, reference, request, *file)
+
+
+def _task_instance_id(request: Mapping[str, Any]) -> UUID | None:
+    try:
+        found = request["ti"] if "ti" in request else request["context_from_server"]["last_ti"]
+        return UUID(found["id"])
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _log_path(unit: RunUnit) -> str:
+    """Where Airflow would have put it, see ``airflow.executors.workloads.ExecuteCallback.make``."""
+    return f"executor_callbacks/{unit.dag_id}/{unit.run_id}/{unit.callback_id}"
