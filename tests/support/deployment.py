@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import os
 import shutil
@@ -65,9 +66,10 @@ _BRISK: Options = {
         "enable_tracemalloc": False,
         "num_stuck_in_queued_retries": 0,
         "scheduler_idle_sleep_time": 0.2,
-        "task_instance_heartbeat_timeout": 10,
+        # Long, for a busy machine; a test that wants one to run out moves the moment back: `backdate`.
+        "task_instance_heartbeat_timeout": 120,
         "task_instance_heartbeat_timeout_detection_interval": 1,
-        "task_queued_timeout": 15,
+        "task_queued_timeout": 120,
         "task_queued_timeout_check_interval": 2,
         "use_job_schedule": False,
     },
@@ -399,6 +401,20 @@ class Deployment:
             map_index=map_index,
         )
 
+    def backdate(self, moment: Literal["last_heartbeat_at", "queued_dttm"], dag_id: str, run_id: str) -> None:
+        """Have a moment of a run's task instances be an hour ago, instead of waiting for a timeout."""
+        column = {"last_heartbeat_at": "last_heartbeat_at", "queued_dttm": "queued_dttm"}[moment]
+        self.execute(
+            f"UPDATE task_instance SET {column} = :then WHERE dag_id = :dag_id AND run_id = :run_id",
+            then=dt.datetime.now(tz=dt.timezone.utc) - dt.timedelta(hours=1),
+            dag_id=dag_id,
+            run_id=run_id,
+        )
+
+    def requests_left(self) -> int:
+        """How many callback requests the Dag processor has not fetched yet."""
+        return int(self.value("SELECT count(*) FROM callback WHERE type = 'dag_processor'"))
+
     # What ran
 
     @property
@@ -496,6 +512,7 @@ def deployed(
     executor: Executor = "LocalExecutor",
     backend: Backend = "postgresql",
     dags: Sequence[Path] = (),
+    plugins: Sequence[Path] = (),
     callback_priority: Mapping[str, object] | None = None,
     options: Options | None = None,
     environment: Mapping[str, str] | None = None,
@@ -510,6 +527,7 @@ def deployed(
         executor: Celery needs both servers.
         backend: The metadata database's kind.
         dags: Files to copy into the Dags folder.
+        plugins: Files to copy into the plugins folder.
         callback_priority: The section of that name; the library is switched off if ``None``.
         options: More settings, by section and name, before and beside the ones that make Airflow brisk.
         environment: More environment variables.
@@ -519,6 +537,9 @@ def deployed(
     home = AirflowHome.create(directory)
     for path in dags:
         shutil.copy(path, home.dags_folder)
+    (home.path / "plugins").mkdir()
+    for path in plugins:
+        shutil.copy(path, home.path / "plugins")
     with databases.copy(backend, postgres) as database:
         # SQLite has one writer at a time; half a minute of waiting for it beats an error.
         url = f"{database}?timeout=30" if backend == "sqlite" else database
