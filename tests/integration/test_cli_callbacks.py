@@ -1,4 +1,4 @@
-"""``list``, ``show`` and ``status`` tell of single callbacks and of what became of requests."""
+"""``list``, ``show``, ``status`` and ``doctor`` tell of single callbacks and of what became of requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import sqlalchemy as sa
 
 from callback_priority.cli.main import main
 from tests.support.commands import (
+    add_dag,
     add_items,
+    add_reference,
     add_request,
     add_scheduler,
     add_unit,
@@ -326,3 +328,154 @@ def test_status_as_text_has_a_table_of_kinds_and_one_of_requests(database, capsy
     add_unit(database, "task_retry")
     assert main(["status", "--class", "deadline"]) == 0
     assert "dag_failure" not in capsys.readouterr().out
+
+
+# -- doctor
+
+MOVES = {"mode": "active", "use_worker_callbacks": "all"}
+OF_MOVED = {"moved callbacks", "references", "fallbacks", "dag processor", "triggerers"}
+
+
+def send_to_dag_processor(database, *, ago=0.0):
+    """A request as Airflow's sink leaves it."""
+    from airflow.models.callback import Callback
+
+    database.execute(
+        sa.insert(Callback.__table__).values(
+            id=UUID(int=9), type="dag_processor", fetch_method="dag_attribute", state=None, priority_weight=1,
+            data={"req_class": "DagCallbackRequest", "req_data": "{}"}, created_at=now() - timedelta(seconds=ago),
+        )
+    )  # fmt: skip
+
+
+def test_doctor_is_content_where_every_dag_is_known_and_nothing_fell_back(database, configure, doctor):
+    configure(**MOVES)
+    add_scheduler(database, 1)
+    add_scheduler(database, 2, job_type="TriggererJob")
+    add_dag(database, "a")
+    add_dag(database, "b", bundle_version="v2")
+    add_dag(database, "gone", is_stale=True)
+    add_reference(database, "a")
+    add_reference(database, "b", bundle_version="v2")
+    add_request(database, ago=30)
+    add_request(database, "dag_success", outcome="fallback", reason="its Dag run is gone", ago=30)
+    add_request(
+        database, "task_failure", outcome="fallback", reason="executor 'x' is missing", ago=2 * 86_400
+    )
+    _, checks = doctor()
+    assert {name: each["status"] for name, each in checks.items() if name in OF_MOVED} == dict.fromkeys(
+        OF_MOVED, "OK"
+    )
+    assert checks["moved callbacks"]["values"] == {
+        "use_worker_callbacks": "all",
+        "dags": 2,
+        "covered_dags": 2,
+    }
+    assert checks["fallbacks"]["values"]["reasons"] == {"its Dag run is gone": 1}
+    assert checks["triggerers"]["values"] == {"triggerers": 1, "callbacks": 0}
+
+
+def test_doctor_names_what_keeps_callbacks_with_the_dag_processor(database, configure, doctor):
+    configure(**MOVES)
+    add_scheduler(database, 1)
+    add_scheduler(database, 2, job_type="TriggererJob", heartbeat_ago=3600)
+    add_dag(database, "a", bundle_version="v2")
+    add_reference(database, "a", bundle_version="v1")
+    add_unit(database, state="triggered", target="triggerer", airflow_type="triggerer")
+    too_old = "no worker took it: the one that was to run it ended first, or is without callback-priority"
+    for _ in range(2):
+        add_request(database, "task_failure", outcome="fallback", reason=too_old, ago=30)
+    add_request(database, "dag_failure", outcome="fallback", reason="executor 'x' is not configured", ago=60)
+    send_to_dag_processor(database, ago=300)
+    status, checks = doctor()
+    assert status == 0
+    assert {name for name in OF_MOVED if checks[name]["status"] == "WARN"} == OF_MOVED - {"moved callbacks"}
+    assert checks["references"]["values"]["missing"] == ["a"]
+    fallbacks = checks["fallbacks"]
+    assert fallbacks["details"][0].startswith(f"2: {too_old} (last 3")
+    assert "install this version" in fallbacks["remedy"]
+    assert "`callback_executor`" in fallbacks["remedy"]
+    assert fallbacks["values"]["kinds"] == {"dag_failure": 1, "task_failure": 2}
+    assert "the oldest for 5m0" in checks["dag processor"]["found"]
+    assert checks["triggerers"]["remedy"] == "start one: `airflow triggerer`"
+
+
+@ONLY_SQLITE
+def test_doctor_warns_of_moved_callbacks_that_the_mode_keeps_where_they_are(database, configure, doctor):
+    configure(use_worker_callbacks="dag")
+    for mode in ("off", "shadow"):
+        configure(mode=mode)
+        _, checks = doctor()
+        assert checks["moved callbacks"]["status"] == "WARN"
+        assert mode in checks["moved callbacks"]["found"]
+        assert "references" not in checks
+
+
+@ONLY_SQLITE
+def test_what_may_stay_with_the_dag_processor_is_no_reason_to_warn(database, configure, doctor):
+    configure(**MOVES, worker_callbacks_exclude="legacy_*")
+    send_to_dag_processor(database)
+    _, checks = doctor()
+    assert checks["dag processor"]["status"] == "OK"
+    assert checks["dag processor"]["values"] == {"requests": 1}
+
+
+@ONLY_SQLITE
+def test_an_executor_that_is_not_configured_is_a_problem_of_the_configuration(database, configure, doctor):
+    configure(**MOVES, callback_executor='{"dag_callback": "localexecutor"}')
+    status, checks = doctor()
+    assert status == 1
+    (problem,) = checks["configuration"]["values"]["problems"]
+    assert problem["key"] == "callback_executor.dag_callback"
+    assert "did you mean 'LocalExecutor'" in problem["remedy"]
+    configure(callback_executor='{"dag_callback": "airflow.executors.local_executor.LocalExecutor"}')
+    assert doctor()[1]["configuration"]["status"] == "OK"
+
+
+@pytest.fixture
+def _two_executors(monkeypatch):
+    """Celery first, LocalExecutor second; Airflow remembers what it has read."""
+    from airflow.executors import executor_loader
+
+    pytest.importorskip("airflow.providers.celery")
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor,here:LocalExecutor")
+    remembered = [each for name, each in vars(executor_loader).items() if name.startswith("_") and name.endswith(
+        ("_per_team", "_to_executors", "_executor_names")
+    )]  # fmt: skip
+    for each in remembered:
+        each.clear()
+    yield
+    for each in remembered:
+        each.clear()
+
+
+@ONLY_SQLITE
+@pytest.mark.usefixtures("_two_executors")
+def test_celery_is_asked_only_for_classes_that_run_there(database, configure, doctor, monkeypatch):
+    from callback_priority.adapter.config import configured_executors
+    from callback_priority.cli import celery_workers
+
+    here = celery_workers.Worker(name="celery@here", processes=2, queues=frozenset({"default"}))
+    monkeypatch.setattr(celery_workers, "ask", lambda: celery_workers.Answer(workers=(here,)))
+    assert configured_executors() == {
+        "CeleryExecutor",
+        "airflow.providers.celery.executors.celery_executor.CeleryExecutor",
+        "here",
+        "LocalExecutor",
+        "airflow.executors.local_executor.LocalExecutor",
+    }
+    configure(
+        mode="active",
+        slot_quotas='{"deadline": {"reserve": 3}, "dag_callback": {"reserve": 3}}',
+        callback_executor='{"deadline": "here", "task_callback": "here"}',
+        callback_queue='{"dag_callback": "alerts", "deadline": "nobody needs this"}',
+    )
+    add_scheduler(database, 1)
+    _, checks = doctor()
+    assert checks["workers"]["values"]["classes"] == ["dag_callback"]
+    assert checks["workers"]["status"] == "WARN"
+    assert checks["queues"]["values"] == {"queues": {"alerts": ["dag_callback"]}, "unheard": ["alerts"]}
+    everywhere = dict.fromkeys(("deadline", "task_callback", "dag_callback"), "LocalExecutor")
+    configure(callback_executor=str(everywhere).replace("'", '"'))
+    _, checks = doctor()
+    assert "workers" not in checks

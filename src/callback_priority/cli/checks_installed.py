@@ -25,7 +25,7 @@ from callback_priority.cli.surroundings import (
 from callback_priority.cli.text import count
 from callback_priority.errors import ConfigurationError, Problem
 from callback_priority.persistence.tables import VERSION_TABLE
-from callback_priority.policy.checks import check_slots
+from callback_priority.policy.checks import check_executors, check_slots
 from callback_priority.policy.options import OPTIONS_BY_NAME, SECTION
 from callback_priority.policy.parse import load_settings, parse_settings
 from callback_priority.policy.settings import Mode
@@ -105,7 +105,9 @@ def read_wanted() -> Wanted:
             mode=Mode(text) if text in set(map(str, Mode)) else Mode.OFF,
             sweep_seconds=settings.sweep_interval_seconds,
         )
-    return Wanted(raw=raw, mode=settings.mode, sweep_seconds=settings.sweep_interval_seconds)
+    return Wanted(
+        raw=raw, mode=settings.mode, sweep_seconds=settings.sweep_interval_seconds, settings=settings
+    )
 
 
 def _raw() -> dict[str, str]:
@@ -114,6 +116,12 @@ def _raw() -> dict[str, str]:
     from callback_priority.adapter.config import raw_section
 
     return raw_section(conf)
+
+
+def _executors() -> frozenset[str]:
+    from callback_priority.adapter.config import configured_executors
+
+    return configured_executors()
 
 
 def hook(wanted: Wanted) -> Finding:
@@ -243,14 +251,20 @@ def configuration(wanted: Wanted, pools: Mapping[str, int | None] | None) -> Fin
     """Whether the section is valid, with every problem."""
     problems: tuple[Problem, ...] = ()
     slots: int | None = None
-    # What is wrong with the number itself is another check's finding.
+    known: frozenset[str] | None = None
+    # What is wrong with the number itself, or with the list of executors, is another check's finding.
     with contextlib.suppress(CommandError):
         slots = parallelism()
+    with contextlib.suppress(Exception):
+        known = _executors()
     try:
         if pools is None:
-            problems = check_slots(parse_settings(wanted.raw), slots)
+            settings = parse_settings(wanted.raw)
+            problems = check_slots(settings, slots)
+            if known is not None:
+                problems += check_executors(settings, known)
         else:
-            load_settings(wanted.raw, pool_slots=pools, parallelism=slots)
+            load_settings(wanted.raw, pool_slots=pools, parallelism=slots, executors=known)
     except ConfigurationError as error:
         problems = error.problems
     if problems:

@@ -9,6 +9,8 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from callback_priority.cli import celery_workers as celery
+from callback_priority.cli import checks_callbacks as callbacks
 from callback_priority.cli import checks_installed as installed
 from callback_priority.cli import checks_running as running
 from callback_priority.cli.findings import RESTART, Finding, Status, Wanted
@@ -17,6 +19,7 @@ from callback_priority.cli.surroundings import (
     connected,
     first_line,
     living_since,
+    triggering_since,
 )
 from callback_priority.persistence import deployment
 from callback_priority.policy.options import SECTION
@@ -94,6 +97,31 @@ def _with_database(connection: Connection, wanted: Wanted) -> Iterator[Finding]:
         yield checked("dead schedulers", lambda: running.dead_schedulers(connection, now))
         yield checked("parked", lambda: running.parked(connection))
         yield checked("strays", lambda: running.strays(connection, wanted, now, bool(schedulers)))
+        dags = deployment.dags_with_references(connection)
+        yield checked("moved callbacks", lambda: callbacks.moved(wanted, dags))
+        if wanted.moves:
+            yield checked("references", lambda: callbacks.references(wanted, dags))
+            yield checked("fallbacks", lambda: callbacks.fallbacks(connection, now))
+            yield checked("dag processor", lambda: callbacks.dag_processor(connection, wanted, now))
+            alive = deployment.living_triggerers(connection, living_since=triggering_since(now))
+            yield checked("triggerers", lambda: callbacks.triggerers(connection, alive))
+    if wanted.mode is Mode.ACTIVE:
+        yield from _with_celery(wanted, len(schedulers), sorted(pools or ()))
+
+
+def _with_celery(wanted: Wanted, schedulers: int, pools: Sequence[str]) -> Iterator[Finding]:
+    """Checks that are only made where callbacks run on Celery."""
+    try:
+        classes = celery.classes_on_celery(wanted.settings)
+    except Exception:  # noqa: BLE001 - the check of the executors tells of it
+        return
+    if classes:
+        answer = celery.ask()
+        yield _checked(
+            "workers",
+            lambda: callbacks.workers(wanted, classes, answer, schedulers=schedulers, pools=pools),
+        )
+        yield _checked("queues", lambda: callbacks.queues(wanted, classes, answer))
 
 
 def _checked(check: str, look: Callable[[], Finding]) -> Finding:

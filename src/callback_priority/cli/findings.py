@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from callback_priority.policy.settings import Mode
+from callback_priority.policy.settings import Mode, Settings, WorkerCallbacks
 
 __all__ = [
     "Finding",
@@ -58,11 +58,18 @@ class Wanted:
         raw: The section's text.
         mode: The mode, as far as it can be read; what is invalid counts as `Mode.OFF`, as it does at work.
         sweep_seconds: How often strays are looked for.
+        settings: All of it; the defaults if something is invalid, as at work.
     """
 
     raw: Mapping[str, str]
     mode: Mode
     sweep_seconds: float
+    settings: Settings = attrs.field(factory=Settings)
+
+    @property
+    def moves(self) -> bool:
+        """Whether callbacks leave the Dag processor."""
+        return self.mode is Mode.ACTIVE and self.settings.use_worker_callbacks is not WorkerCallbacks.NONE
 
     @property
     def serious(self) -> Status:

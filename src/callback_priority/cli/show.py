@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -221,14 +222,12 @@ def _runs_on(found: Callback, queue: str | None) -> str | None:
 
 
 def _times(found: Callback, width: int) -> Iterator[str]:
-    """Each moment, and how long after the one before it; the creation of a deadline's row may be long before."""
+    """Each moment, and how long after the one before it."""
     from callback_priority.cli.text import duration
 
+    moments = [(moment, name) for name, field in _MOMENTS if (moment := getattr(found, field)) is not None]
     title, before = "times", None
-    for name, field in _MOMENTS:
-        moment = getattr(found, field)
-        if moment is None:
-            continue
+    for moment, name in sorted(moments, key=itemgetter(0)):
         later = "" if before is None else f"  {duration((moment - before).total_seconds())} later"
         yield f"{title:<{width}}{name:<9} {moment:%Y-%m-%d %H:%M:%S.%f}"[:-3] + f" UTC{later}"
         title, before = "", moment

@@ -32,6 +32,7 @@ __all__ = [
     "quiet",
     "reading",
     "settings",
+    "triggering_since",
 ]
 
 CONNECT_SECONDS = 10
@@ -188,6 +189,13 @@ def living_since(now: datetime) -> datetime:
     from airflow.configuration import conf
 
     return now - timedelta(seconds=conf.getint("scheduler", "scheduler_health_check_threshold"))
+
+
+def triggering_since(now: datetime) -> datetime:
+    """Since when a triggerer must have had a heartbeat to be alive, as Airflow sees it."""
+    from airflow.configuration import conf
+
+    return now - timedelta(seconds=conf.getfloat("triggerer", "triggerer_health_check_threshold"))
 
 
 def parallelism() -> int:
