@@ -1,0 +1,236 @@
+"""Ways back: a routed request to the Dag processor, and what the triggerer could not import to a worker."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import uuid6
+from airflow._shared.observability.metrics import stats
+from airflow.callbacks.callback_requests import CallbackRequest
+from airflow.executors.workloads.callback import CallbackFetchMethod
+from airflow.models.callback import Callback, CallbackType, DagProcessorCallback
+from airflow.models.dag import DagModel
+from airflow.models.trigger import Trigger
+from airflow.utils.state import CallbackState
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, delete, insert, select, update
+
+from callback_priority.adapter.routing import executors, sink
+from callback_priority.adapter.routing.units import Call, Occasion, executor_data
+from callback_priority.adapter.savepoints import savepoint
+from callback_priority.core.kinds import KINDS
+from callback_priority.persistence import items, requests, units
+from callback_priority.persistence.items import Item
+from callback_priority.persistence.requests import Outcome, Request, Target
+from callback_priority.persistence.tables import ItemState, item_table, unit_table
+from callback_priority.persistence.units import RunUnit
+from callback_priority.policy.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["NOT_IMPORTED", "request_of", "reroute_triggered", "withdraw"]
+
+log = logging.getLogger(__name__)
+
+NOT_IMPORTED: Final = "Failed to import the callable on the triggerer"
+"""How Airflow's trigger begins its output where our module, or the callable's own, cannot be imported."""
+
+_CALLBACK: Final = Callback.__table__
+_TRIGGER: Final = Trigger.__table__
+_REQUESTS: Final[TypeAdapter[Any]] = TypeAdapter(CallbackRequest)
+_ENDED: Final = (CallbackState.SUCCESS, CallbackState.FAILED)
+
+
+def request_of(body: str) -> CallbackRequest:
+    """Airflow's request, of its own text."""
+    found: CallbackRequest = _REQUESTS.validate_json(body)
+    return found
+
+
+def withdraw(session: Session, request_id: UUID, reason: str) -> bool:
+    """Give a request to the Dag processor after all, if none of its callables has been called.
+
+    Its callbacks, items and units are removed, and the row is written that Airflow would have written. Whoever
+    asks for one of the units after that is told that it is not known.
+
+    Args:
+        session: A transaction of the scheduler's; not committed here.
+        request_id: The request.
+        reason: Why it cannot run here.
+
+    Returns:
+        Whether the Dag processor runs it now.
+    """
+    connection = session.connection()
+    ids = requests.units_of(connection, request_id)
+    with savepoint(connection, "callback_priority_withdrawal"):
+        units.lock(connection, ids)
+        found = units.read_units(connection, ids)
+        request = requests.read_request(connection, request_id)
+        if request is None or request.outcome is not Outcome.ROUTED or request.body is None:
+            return False
+        if any(_begun(connection, unit) for unit in found):
+            return False
+        original = request_of(request.body)
+        stock = DagProcessorCallback(priority_weight=1, callback=original)
+        triggers = select(_CALLBACK.c.trigger_id).where(
+            _CALLBACK.c.id.in_(ids), _CALLBACK.c.trigger_id.is_not(None)
+        )
+        trigger_ids = connection.scalars(triggers).all()
+        connection.execute(delete(_CALLBACK).where(_CALLBACK.c.id.in_(ids)))
+        if trigger_ids:
+            connection.execute(delete(_TRIGGER).where(_TRIGGER.c.id.in_(trigger_ids)))
+        requests.remove_units(connection, request_id)
+        requests.conclude(connection, request_id, Outcome.FALLBACK, reason=reason)
+        connection.execute(
+            insert(_CALLBACK).values(
+                id=uuid6.uuid7(),
+                type=CallbackType.DAG_PROCESSOR,
+                fetch_method=stock.fetch_method,
+                data=stock.data,
+                bundle_name=stock.bundle_name,
+                state=stock.state,
+                priority_weight=stock.priority_weight,
+                created_at=datetime.now(timezone.utc),
+            )
+        )
+    stats.incr("callback_priority.requests", tags={"kind": request.kind, "outcome": "withdrawn"})
+    return True
+
+
+def _begun(connection: Connection, unit: RunUnit) -> bool:
+    """Whether a unit has been called, or may be called at any moment without asking first."""
+    if unit.started_at is not None or unit.state == CallbackState.SUCCESS:
+        return True
+    if unit.target != Target.TRIGGERER:
+        return False
+    # A triggerer asks nobody before it begins, so one that has been given the trigger may have begun.
+    trigger = (
+        select(_TRIGGER.c.triggerer_id)
+        .join(_CALLBACK, _CALLBACK.c.trigger_id == _TRIGGER.c.id)
+        .where(_CALLBACK.c.id == unit.callback_id)
+        .with_for_update(of=_TRIGGER)
+    )
+    row = connection.execute(trigger).one_or_none()
+    return row is None or row.triggerer_id is not None
+
+
+def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
+    """Settle what the triggerer has done, and have workers run what it could not import.
+
+    A triggerer without this library, or without the module that a callable is in, calls nothing. Airflow's row
+    says so, and becomes that of a callback which waits for an executor.
+
+    Args:
+        session: A transaction of the scheduler's; not committed here.
+        now: The present.
+        limit: The most to look at in one call.
+
+    Returns:
+        How many wait for a worker now.
+    """
+    connection = session.connection()
+    columns = (item_table.c.callback_id, _CALLBACK.c.state, _CALLBACK.c.output)
+    ended = (
+        select(*columns)
+        .outerjoin(_CALLBACK, _CALLBACK.c.id == item_table.c.callback_id)
+        .where(item_table.c.state == ItemState.TRIGGERED.value)
+        .where(_CALLBACK.c.state.in_(_ENDED) | _CALLBACK.c.id.is_(None))
+        .limit(limit)
+    )
+    done: list[UUID] = []
+    rerouted = 0
+    settings = sink.settings()
+    rows = connection.execute(ended).all()
+    if not rows:
+        return 0
+    for row in rows:
+        failed_to_import = row.state == CallbackState.FAILED and (row.output or "").startswith(NOT_IMPORTED)
+        if settings is not None and failed_to_import and _reroute(session, row.callback_id, settings, now):
+            rerouted += 1
+        else:
+            done.append(row.callback_id)
+    with savepoint(connection, "callback_priority_triggered"):
+        items.mark_done(connection, done, now)
+        requests.end_units(connection, done, now)
+    return rerouted
+
+
+def _reroute(session: Session, callback_id: UUID, settings: Settings, now: datetime) -> bool:
+    connection = session.connection()
+    try:
+        with savepoint(connection, "callback_priority_reroute_one"):
+            return _to_worker(session, connection, callback_id, settings, now)
+    except Exception:
+        log.exception("Callback %s could not be imported by the triggerer, and not be rerouted", callback_id)
+        return False
+
+
+def _to_worker(
+    session: Session, connection: Connection, callback_id: UUID, settings: Settings, now: datetime
+) -> bool:
+    found = units.read_units(connection, [callback_id])
+    item = items.read_item(connection, callback_id)
+    request_id = connection.scalar(
+        select(unit_table.c.request_id).where(unit_table.c.callback_id == callback_id)
+    )
+    request = None if request_id is None else requests.read_request(connection, request_id)
+    if not found or item is None or request is None:
+        return False
+    [unit] = found
+    team = DagModel.get_team_name(request.dag_id, session=session) if executors.multi_team() else None
+    reason = executors.why_not(item.executor, team)
+    if reason is not None:
+        log.warning("The triggerer could not import callback %s, and %s", callback_id, reason)
+        return False
+    occasion = _occasion(request, item, team)
+    call = Call(name=unit.name, reference={}, target=Target.WORKER, executor=item.executor)
+    changed = connection.execute(
+        update(_CALLBACK)
+        .where(
+            _CALLBACK.c.id == callback_id,
+            _CALLBACK.c.type == CallbackType.TRIGGERER,
+            _CALLBACK.c.state == CallbackState.FAILED,
+        )
+        .values(
+            type=CallbackType.EXECUTOR,
+            fetch_method=CallbackFetchMethod.DAG_ATTRIBUTE,
+            data=executor_data(occasion, call, settings),
+            state=CallbackState.PENDING,
+            output=None,
+            trigger_id=None,
+        )
+    ).rowcount
+    if changed:
+        # An item that is done is written anew, with a place in the queue.
+        items.mark_done(connection, [callback_id], now)
+        items.enqueue(
+            connection,
+            [occasion.item(callback_id, call, settings)],
+            now=now,
+            turn_length_us=settings.dag_turn_us,
+            aging_us=settings.priority_aging_us,
+        )
+        requests.redirect_unit(connection, callback_id, Target.WORKER)
+        log.warning("The triggerer could not import %s; a worker calls it", unit.name)
+    return True
+
+
+def _occasion(request: Request, item: Item, team: str | None) -> Occasion:
+    airflows = request_of(str(request.body))
+    return Occasion(
+        kind=KINDS[request.kind],
+        request_id=request.id,
+        dag_id=request.dag_id,
+        dag_run_id=item.dag_run_id or 0,
+        bundle_name=airflows.bundle_name,
+        bundle_version=airflows.bundle_version,
+        filepath=airflows.filepath,
+        pool=item.pool,
+        priority=item.priority,
+        team=team,
+    )
