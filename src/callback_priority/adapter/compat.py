@@ -20,6 +20,7 @@ from callback_priority.fingerprint import fingerprint
 __all__ = [
     "PARSE_TARGETS",
     "REPLACED",
+    "SINK_TARGETS",
     "SUPPORTED",
     "Target",
     "airflow_version",
@@ -113,6 +114,23 @@ PARSE_TARGETS: Final[tuple[Target, ...]] = (
     _target(("airflow.dag_processing.dagbag", ""), "sync_bag_to_db", "6a8b41d50462dac1"),
 )
 """What `callback_priority.adapter.references` wraps or relies on in the Dag processor, checked module by module."""
+
+_LOADER: Final = ("airflow.executors.executor_loader", "ExecutorLoader")
+_TRIGGERED: Final = ("airflow.models.callback", "TriggererCallback")
+
+SINK_TARGETS: Final[tuple[Target, ...]] = (
+    _target(("airflow.callbacks.database_callback_sink", "DatabaseCallbackSink"), "send", "a24db0bd70f35e57"),
+    _target(("airflow.models.callback", "Callback"), "__init__", "4b4c8ac28e03c22b"),
+    _target(("airflow.models.callback", "DagProcessorCallback"), "__init__", "59a16b4987452411"),
+    _target(("airflow.models.callback", "ExecutorCallback"), "__init__", "223d98829a192e5d"),
+    _target(_TRIGGERED, "__init__", "864b570754b4aeef"),
+    _target(_TRIGGERED, "queue", "f553d10a30e05765"),
+    _target(_TRIGGERED, "handle_event", "cc9dbae0faa170cc"),
+    _target(("airflow.models.trigger", "Trigger"), "from_object", "502da5f8e574b231"),
+    _target(_LOADER, "get_executor_names", "d6e1c0f5c42763f2"),
+    _target(_LOADER, "import_executor_cls", "df41e90e5834f37c"),
+)
+"""What `callback_priority.adapter.routing` replaces (the first) and relies on."""
 
 
 def airflow_version() -> str:
