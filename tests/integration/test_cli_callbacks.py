@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from datetime import timedelta
 from uuid import UUID
 
@@ -479,3 +482,46 @@ def test_celery_is_asked_only_for_classes_that_run_there(database, configure, do
     configure(callback_executor=str(everywhere).replace("'", '"'))
     _, checks = doctor()
     assert "workers" not in checks
+
+
+A_WORKER_AND_A_QUESTION = """
+import json, subprocess, sys, time
+worker = subprocess.Popen(
+    [sys.executable, "-m", "celery", "-A", "airflow.providers.celery.executors.celery_executor_utils.app",
+     "worker", "--concurrency", "2", "--queues", "alerts,default"],
+    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+)
+try:
+    from callback_priority.cli import celery_workers
+    until = time.monotonic() + 150
+    while time.monotonic() < until and not (answer := celery_workers.ask()).workers:
+        assert worker.poll() is None, "the worker has ended"
+    (found,) = answer.workers
+    print(json.dumps({"processes": found.processes, "queues": sorted(found.queues)}))
+finally:
+    worker.terminate()
+    worker.wait(30)
+"""
+
+
+@ONLY_SQLITE
+def test_a_worker_of_celery_says_what_it_listens_to_and_how_much_it_runs(airflow_home, backend):
+    """With a real broker and a real worker."""
+    pytest.importorskip("airflow.providers.celery")
+    from tests.support.redis import running_redis
+
+    with running_redis() as server:
+        broker = {"broker_url": server.url(0), "result_backend": server.url(1)}
+        environment = airflow_home.subprocess_environment(
+            options={"celery": broker, "core": {"executor": "CeleryExecutor"}}
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", A_WORKER_AND_A_QUESTION],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=240,
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"processes": 2, "queues": ["alerts", "default"]}

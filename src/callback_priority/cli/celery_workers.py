@@ -82,12 +82,16 @@ class Promise:
 def ask() -> Answer:
     """Ask the workers of `airflow celery` for what they are; takes some seconds, and never much longer."""
     found: list[Answer] = []
+    try:
+        app = _app()
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the provider or its configuration
+        return Answer(why_not=_brief(error))
 
     def question() -> None:
         try:
-            found.append(Answer(workers=_workers()))
+            found.append(Answer(workers=_workers(app)))
         except Exception as error:  # noqa: BLE001 - brokers raise what they like
-            found.append(Answer(why_not=f"{type(error).__name__}: {first_line(error)}"))
+            found.append(Answer(why_not=_brief(error)))
 
     thread = threading.Thread(target=question, name="callback-priority-celery", daemon=True)
     thread.start()
@@ -95,9 +99,19 @@ def ask() -> Answer:
     return found[0] if found else Answer(why_not=f"no answer within {_GIVE_UP_SECONDS:g} s")
 
 
-def _workers() -> tuple[Worker, ...]:
+def _app() -> Any:
     from airflow.providers.celery.executors.celery_executor import app
 
+    return app
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _workers(app: Any) -> tuple[Worker, ...]:
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1, timeout=ANSWER_SECONDS)
     inspect = app.control.inspect(timeout=ANSWER_SECONDS)
     stats: Mapping[str, Any] = inspect.stats() or {}
     queues: Mapping[str, Any] = (inspect.active_queues() or {}) if stats else {}

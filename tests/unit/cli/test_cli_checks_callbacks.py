@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -193,44 +194,51 @@ def test_a_queue_that_nobody_listens_to_is_named_with_the_command_that_starts_a_
     assert checks_callbacks.queues(some, [DEADLINE], Answer()).status is Status.WARN
 
 
-def test_a_broker_that_hangs_is_not_waited_for_for_ever(monkeypatch):
+@pytest.fixture
+def app(monkeypatch):
+    """Stands for Celery's app: what its parts do is set on it."""
+    app = MagicMock()
+    monkeypatch.setattr(celery_workers, "_app", lambda: app)
+    return app
+
+
+def test_a_broker_that_hangs_is_not_waited_for_for_ever(app, monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(celery_workers, "_GIVE_UP_SECONDS", 0.05)
-    monkeypatch.setattr(celery_workers, "_workers", over.wait)
+    app.control.inspect.side_effect = lambda timeout: over.wait()
     assert celery_workers.ask().why_not == "no answer within 0.05 s"
     over.set()
 
 
-def test_a_broker_that_fails_is_an_answer(monkeypatch):
-    def refuse():
-        raise ConnectionError("refused\nby the host")
-
-    monkeypatch.setattr(celery_workers, "_workers", refuse)
+def test_a_broker_that_fails_is_an_answer(app):
+    app.connection_for_read.side_effect = ConnectionError("refused\nby the host")
     assert celery_workers.ask().why_not == "ConnectionError: refused"
 
 
-def test_workers_are_read_as_celery_tells_them(monkeypatch):
-    pytest.importorskip("airflow.providers.celery")
-    from airflow.providers.celery.executors import celery_executor
+def test_a_provider_that_is_not_there_is_an_answer(monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("No module named 'celery'")
 
-    class Control:
-        def inspect(self, timeout):
-            assert timeout == celery_workers.ANSWER_SECONDS
-            return self
+    monkeypatch.setattr(celery_workers, "_app", missing)
+    assert celery_workers.ask().why_not == "ModuleNotFoundError: No module named 'celery'"
 
-        def stats(self):
-            return {"celery@b": {"pool": {"max-concurrency": 4}}, "celery@a": {"pool": None}}
 
-        def active_queues(self):
-            return {"celery@b": [{"name": "default"}, {"name": "alerts"}, {}], "celery@a": None}
-
-    class App:
-        control = Control()
-
-    monkeypatch.setitem(vars(celery_executor), "app", App())
+def test_workers_are_read_as_celery_tells_them(app):
+    inspect = app.control.inspect.return_value
+    inspect.stats.return_value = {"celery@b": {"pool": {"max-concurrency": 4}}, "celery@a": {"pool": None}}
+    inspect.active_queues.return_value = {
+        "celery@b": [{"name": "default"}, {"name": "alerts"}, {}],
+        "celery@a": None,
+    }
     assert celery_workers.ask() == Answer(
         workers=(
             Worker(name="celery@a", processes=None, queues=frozenset()),
             Worker(name="celery@b", processes=4, queues=frozenset({"default", "alerts"})),
         )
     )
+    app.control.inspect.assert_called_once_with(timeout=celery_workers.ANSWER_SECONDS)
+
+
+def test_nobody_who_answers_is_nobody(app):
+    app.control.inspect.return_value.stats.return_value = None
+    assert celery_workers.ask() == Answer()

@@ -8,7 +8,12 @@ import sys
 import pytest
 
 from callback_priority import __version__
+from callback_priority.cli import listing
 from callback_priority.cli.main import main
+from callback_priority.cli.narrowing import Narrowing
+from callback_priority.core.classes import ServiceClass
+from callback_priority.core.kinds import KINDS
+from callback_priority.persistence.status import STATES
 
 
 def test_the_version_is_the_packages(capsys):
@@ -16,7 +21,24 @@ def test_the_version_is_the_packages(capsys):
     assert capsys.readouterr().out == f"callback-priority {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["diagnose"], ["--jsn"], ["doctor", "--jso"], ["status", "extra"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["diagnose"],
+        ["--jsn"],
+        ["doctor", "--jso"],
+        ["status", "extra"],
+        ["list", "--class", "task"],
+        ["list", "--limit", "0"],
+        ["list", "--limit", "many"],
+        ["list", "--limit", "10001"],
+        ["show"],
+        ["show", ""],
+        ["show", "0192-xyz"],
+        ["show", "0" * 33],
+    ],
+)
 def test_wrong_usage_ends_2_and_says_on_standard_error_what_there_is(arguments, capsys):
     assert main(arguments) == 2
     captured = capsys.readouterr()
@@ -30,10 +52,51 @@ def test_an_interval_that_makes_no_sense_is_wrong_usage(seconds, capsys):
     assert "is not a number of seconds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["doctor", "status"])
+@pytest.mark.parametrize("command", ["doctor", "status", "list", "show"])
 def test_each_command_explains_itself(command, capsys):
     assert main([command, "--help"]) == 0
     assert "Exit status:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["status", "--class", "deadlines"],
+            "no such service class 'deadlines'; did you mean 'deadline'? There are: ",
+        ),
+        (
+            ["status", "--kind", "dag_fail"],
+            "no such kind of callback 'dag_fail'; did you mean 'dag_failure'?",
+        ),
+        (["list", "--class", "task"], "no such service class 'task'"),
+        (
+            ["list", "--state", "queued"],
+            "no such state 'queued'. There are: waiting, parked, granted, running, ",
+        ),
+    ],
+)
+def test_a_word_that_there_is_not_is_answered_with_those_that_there_are(arguments, says, capsys):
+    assert main(arguments) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_states_of_the_list_are_those_that_the_tables_know():
+    """``--help`` does not wait for SQLAlchemy, so the words stand in two places."""
+    assert listing.STATES == STATES
+
+
+def test_nothing_named_is_everything_and_both_narrow():
+    dag_failure = Narrowing(kinds=frozenset({"dag_failure"}))
+    both = Narrowing(
+        classes=frozenset({ServiceClass.TASK_CALLBACK}), kinds=frozenset({"dag_failure", "email_retry"})
+    )
+    assert all(Narrowing().shows(each) for each in ServiceClass)
+    assert all(Narrowing().counts(each) for each in KINDS)
+    assert Narrowing().counts("a kind of another version")
+    assert [each for each in KINDS if dag_failure.counts(each)] == ["dag_failure"]
+    assert [each for each in KINDS if both.counts(each)] == ["email_retry"]
+    assert [each for each in ServiceClass if both.shows(each)] == [ServiceClass.TASK_CALLBACK]
 
 
 def test_help_imports_neither_airflow_nor_sqlalchemy():
