@@ -152,8 +152,7 @@ def references(wanted: Wanted, dags: Mapping[str, bool]) -> Finding:
         found=f"the callbacks of {len(missing):,} of {count(len(included), 'Dag')} are not known yet, and stay with "
         "the Dag processor until they are",
         details=(*map(str, missing[:_NAMED]), *([f"and {rest:,} more"] if rest > 0 else [])),
-        remedy="wait until their files are parsed again (`airflow dags reserialize` does it at once); if that does "
-        "not help, install callback-priority beside each Dag processor, and restart it",
+        remedy="wait until a Dag processor has parsed their files again; if that does not help, install callback-priority beside each Dag processor, and restart it",
         values=values,
     )
 
