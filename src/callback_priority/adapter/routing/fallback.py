@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import uuid6
-from airflow._shared.observability.metrics import stats
 from airflow.callbacks.callback_requests import CallbackRequest
 from airflow.executors.workloads.callback import CallbackFetchMethod
 from airflow.models.callback import Callback, CallbackType, DagProcessorCallback
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, delete, insert, select, update
 
 from callback_priority.adapter.routing import executors, sink
+from callback_priority.adapter.routing.router import count
 from callback_priority.adapter.routing.units import Call, Occasion, executor_data
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.core.kinds import KINDS
@@ -98,7 +98,7 @@ def withdraw(session: Session, request_id: UUID, reason: str) -> bool:
                 created_at=datetime.now(timezone.utc),
             )
         )
-    stats.incr("callback_priority.requests", tags={"kind": request.kind, "outcome": "withdrawn"})
+    count(request.kind, "withdrawn")
     return True
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from airflow.callbacks.callback_requests import CallbackRequest
     from sqlalchemy.orm import Session
 
-__all__ = ["EMAIL", "NOT_PARSED", "Answer", "Router", "log_once"]
+__all__ = ["EMAIL", "NOT_PARSED", "Answer", "Router", "count", "log_once"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,14 @@ def log_once(level: int, *about: str, text: str) -> None:
     if about not in _told:
         _told.add(about)
         log.log(level, "%s", text)
+
+
+def count(kind: str, outcome: str) -> None:
+    """Count in Airflow's metrics what became of a request; what is written already must not suffer if that fails."""
+    try:
+        stats.incr("callback_priority.requests", tags={"kind": kind, "outcome": outcome})
+    except Exception:
+        log.exception("A request could not be counted")
 
 
 @attrs.frozen(kw_only=True)
@@ -148,13 +156,13 @@ class Router:
         now = self.utcnow()
         with savepoint(connection, "callback_priority_route"):
             if not requests.claim(connection, new, now=now):
-                self._count(what, "duplicate")
+                count(new.kind, "duplicate")
                 return _TAKEN if active else _STOCK
             verdict = self._judge(request, what, new, run, task, session, connection, now)
             if not active:
                 reason = verdict.reason or verdict.outcome.value
                 requests.conclude(connection, new.id, Outcome.SHADOW, reason=reason)
-                self._count(what, Outcome.SHADOW.value)
+                count(new.kind, Outcome.SHADOW.value)
                 return _STOCK
             routed = verdict.outcome is Outcome.ROUTED
             if verdict.occasion is not None:
@@ -167,7 +175,7 @@ class Router:
                 units=len(verdict.calls),
                 body=request.to_json() if routed else None,
             )
-        self._count(what, verdict.outcome.value)
+        count(new.kind, verdict.outcome.value)
         if verdict.outcome is Outcome.FALLBACK:
             self._falls_back(what, str(verdict.reason))
             return _STOCK
@@ -241,10 +249,6 @@ class Router:
                 return _fallback(OUT_OF_DATE)
         return _Verdict(outcome=Outcome.EMPTY)
 
-    @staticmethod
-    def _count(what: What, outcome: str) -> None:
-        stats.incr("callback_priority.requests", tags={"kind": what.kind.kind, "outcome": outcome})
-
     def _stays(self, what: What) -> None:
         kind = what.kind.kind
         log_once(
@@ -277,7 +281,6 @@ class Router:
             type(error).__name__,
             *(f"{frame.filename}:{frame.lineno}" for frame in frames[-1:]),
         )
-        stats.incr("callback_priority.failures")
         if about in _told:
             log.warning("A request was not routed and goes to the Dag processor: %r", error)
         else:
