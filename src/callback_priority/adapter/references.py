@@ -30,6 +30,7 @@ from airflow.configuration import conf
 
 from callback_priority.adapter import compat
 from callback_priority.adapter.config import raw_section
+from callback_priority.adapter.extraction import document_of
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.persistence import references
 from callback_priority.policy.settings import Mode
@@ -154,9 +155,6 @@ def _sync_bag_to_db(
 
 def _documents(bag: DagBag, dag_ids: set[str]) -> dict[str, str | None]:
     """The text of each Dag's document; ``None`` where it could not be made."""
-    # Not at the top: it needs the task SDK, and the parent of those that parse does not.
-    from callback_priority.adapter.extraction import document_of  # noqa: PLC0415
-
     bundle_path = Path(bag.bundle_path or bag.dag_folder)
     found: dict[str, str | None] = {}
     for dag_id in dag_ids:
