@@ -5,8 +5,8 @@ router (`callback_priority.adapter.execution_routes`). They become part of every
 application that Airflow makes of it: ``airflow api-server``, with or without ``--apps execution``, and the one
 that the Dag processor and the triggerer run inside their own process, where nobody calls ours.
 
-The calls are there whatever the settings are: with the library switched off or the routing taken back, workers
-still bring to an end what they were given before.
+`install` looks at no setting but Airflow's version; `callback_priority.activation` decides whether it is called,
+by ``mode`` alone. So after routing was taken back, workers still bring to an end what they were given before.
 """
 
 from __future__ import annotations
