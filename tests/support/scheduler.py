@@ -502,7 +502,8 @@ def scheduler(
 
     def run(loops: int) -> Any:
         runner.num_runs = loops
-        runner._run_scheduler_loop()
+        if loops:  # none would mean without end
+            runner._run_scheduler_loop()
         return runner
 
     try:

@@ -114,6 +114,7 @@ class Settlement:
             state, info = executor.event_buffer.pop(key)
             if state in ENDED_NOT:
                 continue
+            self.in_flight.routed.discard(key)
             log.debug("The worker of callback %s has ended: %s %s", key.id, state, info)
             ended.append(key)
         self.owed.update(UUID(key.id) for key in ended)

@@ -1,0 +1,611 @@
+"""Callbacks that this library routes, in Airflow's real scheduler: who shares a run, and how runs are settled."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+
+import attrs
+import pytest
+from sqlalchemy import delete, update
+
+from callback_priority.adapter import settlement as settlement_module
+from callback_priority.core.classes import ServiceClass
+from callback_priority.persistence import settling
+from callback_priority.persistence.flows import read_state
+from callback_priority.persistence.tables import item_table, unit_table
+from callback_priority.policy.settings import Mode, Settings
+from tests.support.routed import DagProcessor, RoutedBench, Workers, read_units, set_state
+from tests.support.scheduler import START, Bench, FakeClock, LoopExecutor, Statements, scheduler
+
+ACTIVE = Settings(mode=Mode.ACTIVE)
+ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+TASK_CALLBACK, DAG_CALLBACK = ServiceClass.TASK_CALLBACK, ServiceClass.DAG_CALLBACK
+DEAD = "the worker ended while it ran"
+
+
+@pytest.fixture
+def routed() -> RoutedBench:
+    return RoutedBench()
+
+
+@pytest.fixture
+def dag_processor(monkeypatch) -> DagProcessor:
+    """What is withdrawn ends up here."""
+    found = DagProcessor()
+    monkeypatch.setattr(settlement_module, "_fallback", found.module)
+    return found
+
+
+@contextmanager
+def at_work(slots: int = 1, *, script=Workers.work, settings: Settings = ACTIVE, **options):
+    """A scheduler with an executor whose workers do as the script says: the loops, the workers, its allocator."""
+    clock = FakeClock()
+    executor = LoopExecutor(slots, clock=clock, **options)
+    workers = Workers(executor, script)
+    with scheduler(executor, settings=settings, clock=clock) as run:
+        yield run, workers, run(0)._callback_priority
+
+
+def by_id(bench: Bench) -> dict[uuid.UUID, object]:
+    return {item.callback_id: item for item in bench.items()}
+
+
+def states(bench: Bench) -> Counter[str]:
+    return Counter(item.state for item in bench.items())
+
+
+def held(allocator) -> dict[object, int]:
+    """The pool slots that callbacks hold, by class."""
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        state = read_state(
+            session.connection(),
+            living_since=START - timedelta(days=1),
+            own_job_id=allocator.runner.job.id,
+        )
+    return {service_class: slots for (_, service_class), slots in state.held.items()}
+
+
+# Who shares a run -------------------------------------------------------------------------------------------------
+
+
+def test_eight_share_one_workload_and_one_slot(airflow_database, routed):
+    ids = routed.callbacks(9)
+    with at_work(1, callback_loops=2) as (run, workers, allocator):
+        run(1)
+        assert held(allocator) == {TASK_CALLBACK: 1}
+        assert states(routed.bench) == {"granted": 8, "waiting": 1}
+        items = by_id(routed.bench)
+        leader = workers.executor.order("callback")[0]
+        assert items[leader].leader_id is None
+        assert {items[each].leader_id for each in ids[:8]} == {None, leader}
+        assert [items[each].charge > 0 for each in ids[:8]] == [True] + [False] * 7
+        run(8)
+    assert workers.runs == [ids[:8], ids[8:]]
+    assert routed.bench.callback_states() == {"success": 9}
+    assert states(routed.bench) == {"done": 9}
+    assert len(allocator.ledger) == 0
+
+
+@ON_SQLITE
+def test_where_slots_are_free_for_all_each_has_its_own(airflow_database, routed):
+    ids = routed.callbacks(4)
+    with at_work(8) as (run, workers, _):
+        run(3)
+    assert workers.runs == [[each] for each in ids]
+
+
+@ON_SQLITE
+def test_where_slots_are_scarce_a_batch_takes_no_more_of_them_than_it_has_runs(airflow_database, routed):
+    """Tasks get the slots that four of one batch would have taken, had each had its own."""
+    ids = routed.callbacks(4)
+    routed.bench.tasks(40)
+    with at_work(8) as (run, workers, _):
+        run(2)
+        assert workers.runs == [ids]
+        assert workers.executor.started[:1] == [(0, "callback", workers.executor.started[0][2])]
+        assert Counter(kind for at, kind, _ in workers.executor.started if at == 0) == {
+            "callback": 1,
+            "task": 7,
+        }
+
+
+@ON_SQLITE
+def test_a_long_batch_keeps_its_class_at_its_share(airflow_database, routed):
+    """Sharing runs must not look like having nothing to do: 4 of 8 slots, each for a full run."""
+    routed.callbacks(100)
+    routed.bench.tasks(40)
+    with at_work(8) as (run, workers, _):
+        run(1)
+    assert Counter(kind for _, kind, _ in workers.executor.started) == {"callback": 4, "task": 4}
+    assert [len(each) for each in workers.runs] == [8, 8, 8, 8]
+
+
+@ON_SQLITE
+def test_only_a_batch_is_shared(airflow_database, routed):
+    first = routed.callbacks(3, batch="one")
+    second = routed.callbacks(3, batch="two", dag_id="other")
+    alone = routed.callbacks(2, batch=None, dag_id="third")
+    deadlines = routed.bench.callbacks(2, dag_id="fourth")
+    with at_work(1, settings=attrs.evolve(ACTIVE, callback_batch_size=2)) as (run, workers, _):
+        run(20)
+    assert sorted(map(sorted, workers.runs)) == sorted(
+        [first[:2], first[2:], second[:2], second[2:], *([each] for each in alone + deadlines)]
+    )
+
+
+@ON_SQLITE
+def test_a_batch_size_of_one_shares_nothing(airflow_database, routed):
+    ids = routed.callbacks(4)
+    with at_work(1, settings=attrs.evolve(ACTIVE, callback_batch_size=1)) as (run, workers, _):
+        run(8)
+    assert workers.runs == [[each] for each in ids]
+
+
+@pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
+def test_a_companion_that_somebody_has_locked_is_passed_over(airflow_database, routed):
+    import sqlalchemy as sa
+    from airflow.models.callback import Callback
+
+    ids = routed.callbacks(4)
+    table = Callback.__table__
+    engine = sa.create_engine(airflow_database)
+    with at_work(1) as (run, workers, _):
+        with engine.begin() as connection:
+            connection.execute(sa.select(table.c.id).where(table.c.id == ids[1]).with_for_update())
+            run(2)
+        assert workers.runs == [[ids[0], ids[2], ids[3]]]
+        run(4)
+    assert workers.runs[1:] == [[ids[1]]]
+    engine.dispose()
+
+
+def test_it_takes_two_statements_more_however_many(airflow_database, routed):
+    counts = {}
+    for batch in (None, "batch"):
+        for count in (2, 60):
+            with at_work(8 if count > 8 else 1, callback_loops=2) as (run, _, _):
+                run(1)
+                routed.callbacks(count, batch=batch)
+                with Statements().recorded() as statements:
+                    run(1)
+                counts[batch, count] = sum("callback_priority_item" in each for each in statements.sent)
+                run(40)
+    assert counts["batch", 60] == counts["batch", 2]
+    assert counts["batch", 2] == counts[None, 2] + 2
+    assert states(routed.bench) == {"done": 2 * 62}
+
+
+# Who is next ------------------------------------------------------------------------------------------------------
+
+
+def test_a_dags_two_hundred_failures_hold_back_no_other_dag(airflow_database, routed):
+    """The other Dag's starts within the first two grants of its class."""
+    routed.callbacks(200, dag_id="mapped", batch="mapped")
+    [other] = routed.callbacks(1, dag_id="other", batch="other")
+    with at_work(1) as (run, workers, allocator):
+        run(3)
+        assert [other] in workers.runs[:2]
+        run(60)
+    assert routed.bench.callback_states() == {"success": 201}
+    assert len(workers.runs) == 26
+    assert len(allocator.ledger) == 0
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("weights", [(1000, 1000, 1000), (1000, 1000, 2000)])
+def test_classes_share_slot_time_by_weight(airflow_database, routed, weights):
+    """Tasks, task callbacks and Dag callbacks always waiting; who holds the slots for how long."""
+    by_class = dict(zip([ServiceClass.TASK, TASK_CALLBACK, DAG_CALLBACK], weights, strict=True))
+    routed.bench.pool("default_pool", 100_000)
+    routed.bench.tasks(700)
+    kinds = dict.fromkeys(routed.callbacks(700, kind="task_retry", batch=None), TASK_CALLBACK)
+    kinds |= dict.fromkeys(routed.callbacks(700, kind="dag_failure", batch=None), DAG_CALLBACK)
+    settings = attrs.evolve(ACTIVE, weights=by_class)
+    taken: Counter[ServiceClass] = Counter()
+    with at_work(8, settings=settings) as (run, workers, _):
+        run(120)
+        for _, kind, key in workers.executor.started:
+            taken[kinds[uuid.UUID(key.id)] if kind == "callback" else ServiceClass.TASK] += 1
+    assert taken.total() >= 0.95 * 8 * 120
+    for service_class, weight in by_class.items():
+        assert taken[service_class] / taken.total() == pytest.approx(weight / sum(weights), abs=0.03)
+
+
+# Settling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", ["success", "failed"])
+def test_what_was_reported_is_what_stands(airflow_database, routed, event):
+    """An executor's event overwrites neither a failure nor a success that the worker reported."""
+    ids = routed.callbacks(3)
+
+    def script(workers, leader, riding):
+        workers.claim(leader, *riding)
+        workers.start(leader, *riding)
+        workers.end(leader, state="failed", output="ValueError: on purpose")
+        workers.end(*riding)
+        return event
+
+    with at_work(1, script=script) as (run, _, allocator):
+        run(3)
+    outputs = routed.bench.outputs()
+    assert routed.bench.callback_states() == {"failed": 1, "success": 2}
+    assert outputs[ids[0]] == "ValueError: on purpose"
+    assert outputs[ids[1]] is None
+    assert states(routed.bench) == {"done": 3}
+    assert len(allocator.ledger) == len(allocator.in_flight.routed) == 0
+
+
+def test_what_a_worker_died_in_has_failed_and_what_it_had_not_begun_runs_again(airflow_database, routed):
+    ids = routed.callbacks(4)
+
+    def script(workers, leader, riding):
+        if len(workers.runs) > 1:
+            return workers.work(leader, riding)
+        workers.claim(leader, *riding)
+        workers.start(leader, riding[0])
+        workers.end(leader)
+        return "failed"
+
+    with at_work(1, script=script) as (run, workers, allocator):
+        run(1)
+        assert states(routed.bench) == {"done": 2, "waiting": 2}
+        assert {unit.claimed_at for unit in read_units().values() if unit.ended_at is None} == {None}
+        run(4)
+    assert workers.runs == [ids, ids[2:]]
+    assert routed.bench.callback_states() == {"success": 3, "failed": 1}
+    assert routed.bench.outputs()[ids[1]] == DEAD
+    assert [by_id(routed.bench)[each].attempts for each in ids] == [1, 1, 2, 2]
+    assert all(unit.ended_at is not None for unit in read_units().values())
+    assert len(allocator.ledger) == 0
+
+
+def test_three_workers_may_end_before_it_runs_and_no_more(airflow_database, routed):
+    ids = routed.callbacks(2)
+
+    def script(workers, leader, riding):
+        workers.claim(leader, *riding)
+        return "failed"
+
+    with at_work(1, script=script) as (run, workers, allocator):
+        run(10)
+    assert workers.runs == [ids] * 3
+    assert routed.bench.callback_states() == {"failed": 2}
+    assert set(routed.bench.outputs().values()) == {"the worker ended 3 times before it ran"}
+    assert states(routed.bench) == {"done": 2}
+    assert len(allocator.ledger) == 0
+
+
+def test_what_no_worker_takes_goes_back_to_the_dag_processor(airflow_database, routed, dag_processor):
+    """Every request of the run: the worker is without the library, or an older one."""
+    ids = routed.callbacks(6, per_request=2)
+    with at_work(1, script=lambda *_: "failed") as (run, workers, allocator):
+        run(4)
+    assert workers.runs == [ids]
+    assert set(dag_processor.withdrawn) == set(ids)
+    assert set(dag_processor.withdrawn.values()) == {settlement_module.NOT_TAKEN}
+    assert routed.bench.callback_states() == {}
+    assert routed.bench.items() == []
+    assert len(allocator.ledger) == 0
+
+
+def test_a_request_that_has_begun_is_set_aside_until_its_time_to_live_ends(
+    airflow_database, routed, dag_processor
+):
+    """Its first callable ran, so the Dag processor must not run it again; its second finds no worker any more."""
+    ids = routed.callbacks(2, batch=None, per_request=2)
+
+    def script(workers, leader, riding):
+        return workers.work(leader, riding) if leader == ids[0] else "failed"
+
+    with at_work(1, script=script) as (run, workers, allocator):
+        run(4)
+        item = by_id(routed.bench)[ids[1]]
+        assert (item.state, item.reason) == ("parked", settlement_module.NOT_TAKEN)
+        assert routed.bench.callback_states() == {"success": 1, "pending": 1}
+        allocator.clock.seconds += 61
+        run(3)
+        assert workers.runs.count([ids[1]]) == 2, "looked at again after a while"
+        allocator.clock.seconds += 4_000
+        run(3)
+    assert routed.bench.callback_states() == {"success": 1, "failed": 1}
+    assert routed.bench.outputs()[ids[1]].startswith("expired after 3600 s: no worker took it")
+    assert dag_processor.withdrawn == {}
+    assert states(routed.bench) == {"done": 2}
+    assert len(allocator.ledger) == 0
+
+
+def test_a_request_that_cannot_be_taken_back_stops_no_other(airflow_database, routed, monkeypatch):
+    ids = routed.callbacks(3)
+    dag_processor = DagProcessor()
+    calls = []
+
+    def withdraw(session, request_id, reason):
+        calls.append(request_id)
+        if len(calls) == 1:
+            session.connection().exec_driver_sql("SELECT nothing FROM nowhere")
+        return dag_processor.withdraw(session, request_id, reason)
+
+    module = dag_processor.module()
+    module.withdraw = withdraw
+    monkeypatch.setattr(settlement_module, "_fallback", lambda: module)
+    with at_work(1, script=lambda *_: "failed") as (run, _, allocator):
+        run(1)
+    assert len(dag_processor.withdrawn) == 2
+    assert states(routed.bench) == {"parked": 1}
+    assert routed.bench.callback_states() == {"pending": 1}
+    assert set(dag_processor.withdrawn) < set(ids)
+    assert len(allocator.ledger) == 0
+
+
+def test_that_one_runs_is_the_workers_to_say(airflow_database, routed):
+    """Airflow would call it running as soon as a process has it, and queued ones could not be told from it."""
+    from airflow.models.callback import CallbackKey
+
+    [each] = routed.callbacks(1)
+    with at_work(1, callback_loops=3) as (run, workers, _):
+        run(1)
+        workers.executor.event_buffer[CallbackKey(str(each))] = ("running", None)
+        run(1)
+        assert routed.bench.callback_states() == {"queued": 1}
+        assert states(routed.bench) == {"granted": 1}
+        run(3)
+    assert routed.bench.callback_states() == {"success": 1}
+
+
+@ON_SQLITE
+def test_in_shadow_mode_airflow_handles_events_as_it_does(airflow_database, routed):
+    ids = routed.callbacks(2)
+    settings = attrs.evolve(ACTIVE, mode=Mode.SHADOW)
+    with at_work(4, script=lambda *_: "failed", settings=settings) as (run, workers, _):
+        run(4)
+    assert sorted(workers.runs) == [[each] for each in ids]
+    assert set(routed.bench.outputs().values()) == {"Execution failed"}
+
+
+def test_a_run_that_could_not_be_settled_is_by_the_next_sweep(airflow_database, routed, monkeypatch):
+    ids = routed.callbacks(3)
+
+    def script(workers, leader, riding):
+        if len(workers.runs) > 1:
+            return workers.work(leader, riding)
+        workers.claim(leader, *riding)
+        workers.start(leader, riding[0])
+        workers.end(leader)
+        return "failed"
+
+    def broken(*_args):
+        raise ValueError("broken on purpose")
+
+    with at_work(1, script=script) as (run, _, allocator):
+        with monkeypatch.context() as patch:
+            patch.setattr(settling, "runs", broken)
+            allocator.upkeep.sweep_soon = lambda: None
+            run(1)
+        assert len(allocator.ledger) == 0, "its slot is free whatever became of it"
+        assert states(routed.bench) == {"granted": 3}
+        del allocator.upkeep.sweep_soon
+        allocator.upkeep.sweep_soon()
+        run(1)
+        assert routed.bench.outputs()[ids[1]] == DEAD
+        run(3)
+    assert routed.bench.callback_states() == {"success": 2, "failed": 1}
+    assert states(routed.bench) == {"done": 3}
+
+
+@ON_SQLITE
+def test_a_run_whose_end_nobody_reports_is_given_up_after_its_limits(airflow_database, routed):
+    ids = routed.callbacks(2)
+    with at_work(1, callback_loops=10**9) as (run, workers, allocator):
+        run(2)
+        workers.claim(*ids)
+        workers.start(ids[0])
+        allocator.clock.seconds += 2 * allocator.settlement.longest_run.total_seconds()
+        run(1)
+        assert routed.bench.outputs()[ids[0]] == DEAD
+        assert {unit.claimed_at for unit in read_units().values() if unit.started_at is None} == {None}
+        assert by_id(routed.bench)[ids[1]].leader_id is None
+
+
+@ON_SQLITE
+def test_a_slot_is_held_until_the_last_of_a_run_has_ended(airflow_database, routed):
+    """Found out from the rows, where the executor does not say: a reconciliation at an interval."""
+    ids = routed.callbacks(2)
+    with at_work(1, callback_loops=10**9, fills_running=False) as (run, workers, allocator):
+        run(1)
+        workers.claim(*ids)
+        workers.start(*ids)
+        workers.end(ids[0])
+        allocator.clock.seconds += 61
+        run(2)
+        assert len(allocator.ledger) == 1
+        assert by_id(routed.bench)[ids[0]].state == "granted"
+        workers.end(ids[1])
+        allocator.clock.seconds += 61
+        run(2)
+        assert len(allocator.ledger) == 0
+        assert states(routed.bench) == {"done": 2}
+
+
+# What cannot run --------------------------------------------------------------------------------------------------
+
+
+def test_an_executor_that_refuses_sends_them_to_the_dag_processor(
+    airflow_database, routed, dag_processor, monkeypatch
+):
+    ids = routed.callbacks(5)
+
+    def queue_workload(workload, session):
+        raise NotImplementedError("no callbacks here")
+
+    with at_work(1) as (run, workers, allocator):
+        monkeypatch.setattr(workers.executor, "queue_workload", queue_workload)
+        run(8)
+    assert set(dag_processor.withdrawn) == set(ids)
+    assert routed.bench.items() == []
+    assert len(allocator.ledger) == len(allocator.in_flight.routed) == 0
+
+
+def test_an_executor_that_fails_gets_them_again(airflow_database, routed, monkeypatch):
+    ids = routed.callbacks(3)
+    with at_work(1) as (run, workers, allocator):
+        whole = workers.executor.queue_workload
+        refusals = iter([RuntimeError("on purpose")])
+
+        def queue_workload(workload, session):
+            for error in refusals:
+                raise error
+            whole(workload, session=session)
+
+        monkeypatch.setattr(workers.executor, "queue_workload", queue_workload)
+        run(1)
+        assert states(routed.bench) == {"waiting": 3}
+        assert routed.bench.callback_states() == {"pending": 3}
+        run(4)
+    assert workers.runs == [ids]
+    assert len(allocator.ledger) == 0
+
+
+def test_what_is_unfit_goes_to_the_dag_processor_and_fails_if_its_request_has_begun(
+    airflow_database, routed, dag_processor
+):
+    [fit, unfit] = routed.callbacks(2, batch=None, per_request=2)
+    [alone] = routed.callbacks(1, batch=None, data={"dag_run_id": None})
+    set_run(unfit, None)
+    set_run(alone, None)
+    with at_work(1) as (run, workers, _):
+        run(6)
+    assert workers.runs == [[fit]]
+    assert set(dag_processor.withdrawn) == {alone}
+    assert routed.bench.callback_states() == {"success": 1, "failed": 1}
+    assert "its Dag run" in routed.bench.outputs()[unfit]
+
+
+def set_run(callback_id: uuid.UUID, dag_run_id: int | None) -> None:
+    """Point an item at another Dag run."""
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.execute(
+            update(item_table).where(item_table.c.callback_id == callback_id).values(dag_run_id=dag_run_id)
+        )
+
+
+# What is known of a row -------------------------------------------------------------------------------------------
+
+
+@ON_SQLITE
+def test_a_row_without_an_item_is_known_for_what_it_is(airflow_database, routed):
+    from airflow.utils.session import create_session
+
+    settings = Settings(
+        mode=Mode.ACTIVE,
+        callback_pool={TASK_CALLBACK: "inherit"},
+        callback_executor={ServiceClass.DEADLINE: "nowhere"},
+    )
+    routed.bench.pool("narrow", 4)
+    [task] = routed.callbacks(1, kind="email_retry", data={"pool": "narrow"})
+    [dag] = routed.callbacks(1, kind="dag_success")
+    [newer] = routed.callbacks(1, data={"kind": "of a newer release"})
+    [foreign] = routed.bench.callbacks(1, data={"kind": "dag_success"})
+    with create_session() as session:
+        session.execute(delete(item_table))
+    with at_work(1, settings=settings, callback_loops=10**9) as (run, _, _):
+        run(1)
+    found = {key: (item.kind, item.service_class, item.pool) for key, item in by_id(routed.bench).items()}
+    assert found == {
+        task: ("email_retry", "task_callback", "narrow"),
+        dag: ("dag_success", "dag_callback", "default_pool"),
+        newer: ("deadline", "deadline", "default_pool"),
+        foreign: ("deadline", "deadline", "default_pool"),
+    }
+    assert by_id(routed.bench)[foreign].executor == "nowhere"
+
+
+@ON_SQLITE
+def test_the_queue_is_the_rows_its_classs_or_that_of_tasks(airflow_database, routed):
+    settings = attrs.evolve(ACTIVE, callback_queue={TASK_CALLBACK: "callbacks"})
+    own = routed.callbacks(1, batch=None, data={"queue": "mine"})
+    by_class = routed.callbacks(1, batch=None)
+    deadline = routed.bench.callbacks(1)
+    queues = {}
+    with at_work(4, settings=settings) as (run, workers, _):
+        whole = workers.executor.queue_workload
+
+        def queue_workload(workload, session):
+            queues[uuid.UUID(workload.callback.id)] = workload.callback.data["queue"]
+            whole(workload, session=session)
+
+        workers.executor.queue_workload = queue_workload
+        run(2)
+    assert queues == {own[0]: "mine", by_class[0]: "callbacks", deadline[0]: "default"}
+
+
+@ON_SQLITE
+def test_what_airflows_own_step_queued_is_settled_as_well(airflow_database, routed):
+    """While the slot loop stands aside, Airflow queues each by itself; a reported failure stands all the same."""
+    ids = routed.callbacks(2)
+
+    def script(workers, leader, riding):
+        workers.claim(leader)
+        workers.start(leader)
+        workers.end(leader, state="failed", output="on purpose")
+        return "success"
+
+    with at_work(4, script=script) as (run, workers, allocator):
+        allocator.breaker.open_until = allocator.clock.seconds + 60
+        run(4)
+        assert sorted(workers.runs) == [[each] for each in ids]
+        assert routed.bench.callback_states() == {"failed": 2}
+        assert set(routed.bench.outputs().values()) == {"on purpose"}
+        assert len(allocator.ledger) == 0
+
+
+@ON_SQLITE
+def test_what_the_triggerer_runs_is_closed_when_it_has_ended(airflow_database, routed, dag_processor):
+    from airflow.utils.session import create_session
+
+    from callback_priority.persistence import items
+
+    [each] = routed.bench.callbacks(1, state="queued")
+    new = items.NewItem(
+        callback_id=each, service_class=TASK_CALLBACK, kind="task_failure", pool="default_pool"
+    )
+    with create_session() as session:
+        items.record_triggered(session.connection(), [new], now=START)
+    with at_work(1) as (run, workers, allocator):
+        run(2)
+        assert states(routed.bench) == {"triggered": 1}
+        assert held(allocator) == {}
+        set_state(each, "success")
+        allocator.clock.seconds += 31
+        run(1)
+    assert states(routed.bench) == {"done": 1}
+    assert workers.executor.count("callback") == 0
+
+
+def test_units_leave_with_their_items(airflow_database, routed):
+    from airflow.utils.session import create_session
+
+    routed.callbacks(3)
+    with at_work(1) as (run, _, allocator):
+        run(3)
+        assert len(read_units()) == 3
+        allocator.clock.seconds += 8 * 86_400
+        run(2)
+    assert routed.bench.items() == []
+    with create_session() as session:
+        assert session.execute(unit_table.select()).all() == []
+
+
+def test_turns_of_one_dag_are_spaced(airflow_database, routed):
+    """The control of the two hundred: without turns, the other Dag's would come last."""
+    routed.callbacks(3, dag_id="mapped")
+    ranks = [item.rank for item in routed.bench.items()]
+    assert {later - earlier for earlier, later in pairwise(ranks)} == {10_000_000}
