@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -23,7 +24,7 @@ from callback_priority.persistence.tables import (
     unit_table,
 )
 from callback_priority.protocol import ENTRY, Killed
-from tests.support.scheduler import Bench
+from tests.support.scheduler import Bench, LoopExecutor, scheduler
 
 ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
@@ -61,6 +62,7 @@ def option(monkeypatch):
 @pytest.fixture
 def routing(airflow_database, option, monkeypatch, caplog):
     """The sink with the router in front of it, for a deployment that moves all callbacks."""
+    from callback_priority.adapter import hook
     from callback_priority.adapter.routing import executors, router, sink
 
     option("mode", "active")
@@ -73,6 +75,7 @@ def routing(airflow_database, option, monkeypatch, caplog):
     assert sink.install()
     yield sink
     sink.uninstall()
+    hook.uninstall()  # a test that imports the scheduler's code has it installed, as a process has
     judged_anew()
 
 
@@ -1227,3 +1230,77 @@ def test_the_message_says_what_ended_the_process(bench, code, said):
     kill(the_try(), code=code, in_callback=True)
     message = json.loads(request_rows()[0].body)["msg"]
     assert message == f"The process of the task was killed while it ran its callbacks ({said})."
+
+
+# Airflow's own producers --------------------------------------------------------------------------------------
+
+
+def serialized() -> None:
+    """The Dag as the scheduler reads it: callbacks are only booleans there."""
+    from airflow.models.serialized_dag import SerializedDagModel
+    from airflow.providers.standard.operators.empty import EmptyOperator
+    from airflow.sdk import DAG
+    from airflow.serialization.serialized_objects import LazyDeserializedDAG
+
+    with DAG("work", schedule=None, on_failure_callback=print, on_success_callback=print) as dag:
+        EmptyOperator(task_id="task_0", on_failure_callback=print, on_success_callback=print)
+    SerializedDagModel.write_dag(LazyDeserializedDAG.from_dag(dag), bundle_name="dags-folder")
+
+
+def in_the_task(**values) -> None:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.execute(update(TaskInstance.__table__).values(**values))
+
+
+@contextlib.contextmanager
+def sending_scheduler():
+    """Airflow's scheduler without our slot loop, with an executor that sends requests as Airflow's do."""
+    import airflow.jobs.scheduler_job_runner  # noqa: F401
+    from airflow.callbacks.database_callback_sink import DatabaseCallbackSink
+
+    from callback_priority.adapter import hook
+
+    hook.uninstall()
+    executor = LoopExecutor(4)
+    executor.callback_sink = DatabaseCallbackSink()
+    with scheduler(executor) as run:
+        yield run
+
+
+@pytest.mark.parametrize(("state", "kind"), [("failed", "dag_failure"), ("success", "dag_success")])
+def test_the_end_of_a_dag_run_is_routed_from_the_schedulers_loop(bench, state, kind):
+    serialized()
+    in_the_task(state=state)
+    with sending_scheduler() as run:
+        run(2)
+    assert [(row.kind, row.outcome) for row in request_rows()] == [(kind, "routed")]
+    assert stock_rows() == []
+
+
+def test_a_lost_heartbeat_is_routed_once_though_the_scheduler_sends_twice(bench, monkeypatch):
+    from airflow.callbacks.database_callback_sink import DatabaseCallbackSink
+
+    serialized()
+    sent = []
+    ours = DatabaseCallbackSink.send
+    monkeypatch.setattr(
+        DatabaseCallbackSink,
+        "send",
+        lambda sink, callback, **kwargs: (sent.append(callback), ours(sink, callback, **kwargs))[1],
+    )
+    with sending_scheduler() as run:
+        runner = run(1)
+        in_the_task(
+            state="running",
+            queued_by_job_id=runner.job.id,
+            last_heartbeat_at=datetime.now(timezone.utc) - timedelta(hours=1),
+        )
+        runner._find_and_purge_task_instances_without_heartbeats()
+        run(1)
+    of_task = [each for each in sent if type(each).__name__ == "TaskCallbackRequest"]
+    assert len(of_task) == 2, "Airflow no longer sends it twice"
+    assert [row.kind for row in request_rows()].count("task_failure") == 1
+    assert stock_rows() == []
