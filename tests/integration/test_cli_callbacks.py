@@ -435,6 +435,19 @@ def test_an_executor_that_is_not_configured_is_a_problem_of_the_configuration(da
     assert doctor()[1]["configuration"]["status"] == "OK"
 
 
+def test_the_reasons_that_routing_gives_are_known_to_doctor():
+    """A reason in other words would only get the advice to look into logs."""
+    from callback_priority.adapter import settlement
+    from callback_priority.adapter.routing import executors, router
+    from callback_priority.cli.checks_callbacks import remedy_of
+
+    assert remedy_of(router.NO_RUN) == ""
+    assert "parsed again" in remedy_of(router.NOT_PARSED)
+    assert "parsed again" in remedy_of(router.OUT_OF_DATE)
+    assert "every worker" in remedy_of(settlement.NOT_TAKEN)
+    assert "callback_executor" in remedy_of(executors.why_not("no_such_executor", None))
+
+
 @pytest.fixture
 def _two_executors(monkeypatch):
     """Celery first, LocalExecutor second; Airflow remembers what it has read."""

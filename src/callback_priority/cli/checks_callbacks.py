@@ -41,16 +41,20 @@ _WORDS: Final = {
 _GONE: Final = ""
 _REMEDIES: Final = (
     (
+        r"^executor .* cannot be loaded",
+        "install what provides the executor where schedulers, triggerers and API servers run",
+    ),
+    (r"^executor\b", "name one in `callback_executor` that is in `[core] executor` and runs callbacks"),
+    (
         r"parsed|reference",
         "wait until the Dag file is parsed again; if that does not help, see to the Dag processors' installation",
     ),
-    (r"\bgone\b|no Dag run|deleted", _GONE),
+    (r"\bgone\b|does not exist|deleted", _GONE),
     (
         r"without callback-priority|library|older|newer|protocol",
         "install this version of callback-priority on every worker and API server, and restart them",
     ),
     (r"triggerer", "start a triggerer: `airflow triggerer`"),
-    (r"executor", "name one in `callback_executor` that is in `[core] executor` and runs callbacks"),
 )
 _OTHERWISE: Final = "look for callback-priority in the schedulers' logs"
 

@@ -71,7 +71,9 @@ def test_dags_whose_callbacks_are_not_known_are_named_if_they_are_covered():
     ("reason", "remedy"),
     [
         ("its Dag has not been parsed with the library yet", "parsed again"),
-        ("its Dag run is gone", None),
+        ("the references of its Dag are older than the Dag", "parsed again"),
+        ("its Dag run does not exist", None),
+        ("executor PodExecutor cannot be loaded here: No module named 'gone'", "install what provides"),
         ("executor 'pods' is not configured", "callback_executor"),
         (
             "no worker took it: the one that was to run it ended first, or is without callback-priority",
