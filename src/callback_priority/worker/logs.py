@@ -152,35 +152,23 @@ class LineReader:
         self._chunk = bytearray(_CHUNK_BYTES)
         next(lines)
 
-    def read(self, sock: socket.socket, flags: int = 0) -> bool:
-        """Read what is there, once.
+    def read(self, sock: socket.socket) -> bool:
+        """Read what is there, once, and do not wait.
+
+        A socket that was reported to be readable need not be so any more: `drain` may have come in between.
 
         Returns:
-            Whether there may be more: false once the other end is closed.
-
-        Raises:
-            BlockingIOError: With ``MSG_DONTWAIT``: there is nothing now.
+            Whether there will be more: false once the other end is closed.
         """
-        received = sock.recv_into(self._chunk, 0, flags)
-        if not received:
-            self.end_line()
-            return False
-        self._begun += memoryview(self._chunk)[:received]
-        *whole, self._begun = self._begun.split(b"\n")
-        for line in whole:
-            if self._is_full():
-                break
-            self._lines.send(line)
-        if len(self._begun) >= self._logs.limit_bytes:
-            self._logs.overflow()
-        if self._is_full():
-            self._begun.clear()
-        return True
+        try:
+            return self._read_now(sock)
+        except BlockingIOError:
+            return True
 
     def drain(self, sock: socket.socket) -> None:
         """Read all that is there now, and end the line that was begun."""
         try:
-            while self.read(sock, socket.MSG_DONTWAIT):
+            while self._read_now(sock):
                 pass
         except OSError:
             pass  # nothing more, or the other end is gone
@@ -197,6 +185,23 @@ class LineReader:
     ) -> tuple[Callable[[socket.socket], bool], Any]:
         """What Airflow's select loop keeps beside a socket."""
         return self.read, on_close
+
+    def _read_now(self, sock: socket.socket) -> bool:
+        received = sock.recv_into(self._chunk, 0, socket.MSG_DONTWAIT)
+        if not received:
+            self.end_line()
+            return False
+        self._begun += memoryview(self._chunk)[:received]
+        *whole, self._begun = self._begun.split(b"\n")
+        for line in whole:
+            if self._is_full():
+                break
+            self._lines.send(line)
+        if len(self._begun) >= self._logs.limit_bytes:
+            self._logs.overflow()
+        if self._is_full():
+            self._begun.clear()
+        return True
 
     def _is_full(self) -> bool:
         return self._logs.full
