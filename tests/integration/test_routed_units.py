@@ -13,12 +13,13 @@ import pytest
 from sqlalchemy import delete, update
 
 from callback_priority.adapter import settlement as settlement_module
+from callback_priority.adapter.routing import fallback
 from callback_priority.core.classes import ServiceClass
 from callback_priority.persistence import settling
 from callback_priority.persistence.flows import read_state
 from callback_priority.persistence.tables import item_table, unit_table
 from callback_priority.policy.settings import Mode, Settings
-from tests.support.routed import DagProcessor, RoutedBench, Workers, read_units, set_state
+from tests.support.routed import RoutedBench, Workers, read_units, set_state, withdrawn
 from tests.support.scheduler import START, Bench, FakeClock, LoopExecutor, Statements, scheduler
 
 ACTIVE = Settings(mode=Mode.ACTIVE)
@@ -30,14 +31,6 @@ DEAD = "the worker ended while it ran"
 @pytest.fixture
 def routed() -> RoutedBench:
     return RoutedBench()
-
-
-@pytest.fixture
-def dag_processor(monkeypatch) -> DagProcessor:
-    """What is withdrawn ends up here."""
-    found = DagProcessor()
-    monkeypatch.setattr(settlement_module, "_fallback", found.module)
-    return found
 
 
 @contextmanager
@@ -282,22 +275,19 @@ def test_three_workers_may_end_before_it_runs_and_no_more(airflow_database, rout
     assert len(allocator.ledger) == 0
 
 
-def test_what_no_worker_takes_goes_back_to_the_dag_processor(airflow_database, routed, dag_processor):
+def test_what_no_worker_takes_goes_back_to_the_dag_processor(airflow_database, routed):
     """Every request of the run: the worker is without the library, or an older one."""
     ids = routed.callbacks(6, per_request=2)
     with at_work(1, script=lambda *_: "failed") as (run, workers, allocator):
         run(4)
     assert workers.runs == [ids]
-    assert set(dag_processor.withdrawn) == set(ids)
-    assert set(dag_processor.withdrawn.values()) == {settlement_module.NOT_TAKEN}
+    assert withdrawn() == dict.fromkeys(ids, settlement_module.NOT_TAKEN)
     assert routed.bench.callback_states() == {}
     assert routed.bench.items() == []
     assert len(allocator.ledger) == 0
 
 
-def test_a_request_that_has_begun_is_set_aside_until_its_time_to_live_ends(
-    airflow_database, routed, dag_processor
-):
+def test_a_request_that_has_begun_is_set_aside_until_its_time_to_live_ends(airflow_database, routed):
     """Its first callable ran, so the Dag processor must not run it again; its second finds no worker any more."""
     ids = routed.callbacks(2, batch=None, per_request=2)
 
@@ -316,31 +306,30 @@ def test_a_request_that_has_begun_is_set_aside_until_its_time_to_live_ends(
         run(3)
     assert routed.bench.callback_states() == {"success": 1, "failed": 1}
     assert routed.bench.outputs()[ids[1]].startswith("expired after 3600 s: no worker took it")
-    assert dag_processor.withdrawn == {}
+    assert withdrawn() == {}
     assert states(routed.bench) == {"done": 2}
     assert len(allocator.ledger) == 0
 
 
 def test_a_request_that_cannot_be_taken_back_stops_no_other(airflow_database, routed, monkeypatch):
     ids = routed.callbacks(3)
-    dag_processor = DagProcessor()
+    whole = fallback.withdraw
     calls = []
 
     def withdraw(session, request_id, reason):
         calls.append(request_id)
         if len(calls) == 1:
             session.connection().exec_driver_sql("SELECT nothing FROM nowhere")
-        return dag_processor.withdraw(session, request_id, reason)
+        return whole(session, request_id, reason)
 
-    module = dag_processor.module()
-    module.withdraw = withdraw
-    monkeypatch.setattr(settlement_module, "_fallback", lambda: module)
+    monkeypatch.setattr(fallback, "withdraw", withdraw)
     with at_work(1, script=lambda *_: "failed") as (run, _, allocator):
         run(1)
-    assert len(dag_processor.withdrawn) == 2
+    went = withdrawn()
+    assert len(went) == 2
+    assert went.keys() < set(ids)
     assert states(routed.bench) == {"parked": 1}
     assert routed.bench.callback_states() == {"pending": 1}
-    assert set(dag_processor.withdrawn) < set(ids)
     assert len(allocator.ledger) == 0
 
 
@@ -436,9 +425,7 @@ def test_a_slot_is_held_until_the_last_of_a_run_has_ended(airflow_database, rout
 # What cannot run --------------------------------------------------------------------------------------------------
 
 
-def test_an_executor_that_refuses_sends_them_to_the_dag_processor(
-    airflow_database, routed, dag_processor, monkeypatch
-):
+def test_an_executor_that_refuses_sends_them_to_the_dag_processor(airflow_database, routed, monkeypatch):
     ids = routed.callbacks(5)
 
     def queue_workload(workload, session):
@@ -447,7 +434,7 @@ def test_an_executor_that_refuses_sends_them_to_the_dag_processor(
     with at_work(1) as (run, workers, allocator):
         monkeypatch.setattr(workers.executor, "queue_workload", queue_workload)
         run(8)
-    assert set(dag_processor.withdrawn) == set(ids)
+    assert withdrawn().keys() == set(ids)
     assert routed.bench.items() == []
     assert len(allocator.ledger) == len(allocator.in_flight.routed) == 0
 
@@ -472,9 +459,7 @@ def test_an_executor_that_fails_gets_them_again(airflow_database, routed, monkey
     assert len(allocator.ledger) == 0
 
 
-def test_what_is_unfit_goes_to_the_dag_processor_and_fails_if_its_request_has_begun(
-    airflow_database, routed, dag_processor
-):
+def test_what_is_unfit_goes_to_the_dag_processor_and_fails_if_its_request_has_begun(airflow_database, routed):
     [fit, unfit] = routed.callbacks(2, batch=None, per_request=2)
     [alone] = routed.callbacks(1, batch=None, data={"dag_run_id": None})
     set_run(unfit, None)
@@ -482,7 +467,7 @@ def test_what_is_unfit_goes_to_the_dag_processor_and_fails_if_its_request_has_be
     with at_work(1) as (run, workers, _):
         run(6)
     assert workers.runs == [[fit]]
-    assert set(dag_processor.withdrawn) == {alone}
+    assert withdrawn().keys() == {alone}
     assert routed.bench.callback_states() == {"success": 1, "failed": 1}
     assert "its Dag run" in routed.bench.outputs()[unfit]
 
@@ -568,7 +553,7 @@ def test_what_airflows_own_step_queued_is_settled_as_well(airflow_database, rout
 
 
 @ON_SQLITE
-def test_what_the_triggerer_runs_is_closed_when_it_has_ended(airflow_database, routed, dag_processor):
+def test_what_the_triggerer_runs_is_closed_when_it_has_ended(airflow_database, routed):
     from airflow.utils.session import create_session
 
     from callback_priority.persistence import items

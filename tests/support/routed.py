@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -13,11 +12,11 @@ from sqlalchemy import delete, select, update
 
 from callback_priority.core.kinds import KINDS
 from callback_priority.persistence import items, requests, units
-from callback_priority.persistence.tables import unit_table
+from callback_priority.persistence.tables import request_table, unit_table
 from callback_priority.protocol import ENTRY
 from tests.support.scheduler import START, Bench
 
-__all__ = ["DagProcessor", "RoutedBench", "Workers", "read_units"]
+__all__ = ["RoutedBench", "Workers", "read_units", "set_state", "withdrawn"]
 
 
 def read_units() -> dict[uuid.UUID, Any]:
@@ -48,6 +47,7 @@ class RoutedBench:
         now: Any = START,
     ) -> list[uuid.UUID]:
         """Callables of requests about one Dag, as they are routed."""
+        from airflow.callbacks.callback_requests import DagCallbackRequest
         from airflow.utils.session import create_session
 
         fields = {"path": ENTRY, "kind": kind, "kwargs": {}, **(data or {})}
@@ -66,7 +66,21 @@ class RoutedBench:
                 )
                 mine = ids[at : at + per_request]
                 assert requests.claim(connection, request, now=now)
-                requests.conclude(connection, request.id, requests.Outcome.ROUTED, units=len(mine))
+                body = DagCallbackRequest(
+                    filepath=f"{dag_id}.py",
+                    bundle_name="dags-folder",
+                    bundle_version=None,
+                    dag_id=dag_id,
+                    run_id=run_id,
+                    msg=" ".join([request.dedupe_key, *map(str, mine)]),
+                )
+                requests.conclude(
+                    connection,
+                    request.id,
+                    requests.Outcome.ROUTED,
+                    units=len(mine),
+                    body=body.to_json(),
+                )
                 requests.add_units(
                     connection,
                     [
@@ -166,29 +180,21 @@ class Workers:
         return "success"
 
 
-@attrs.define
-class DagProcessor:
-    """Takes requests back, in the place of the routing."""
+def withdrawn() -> dict[uuid.UUID, str | None]:
+    """The callbacks whose requests the Dag processor has been given instead, each with the reason."""
+    from airflow.models.callback import Callback, DagProcessorCallback
+    from airflow.utils.session import create_session
 
-    withdrawn: dict[uuid.UUID, str] = attrs.field(factory=dict)
-
-    def module(self) -> Any:
-        """What stands for ``callback_priority.adapter.routing.fallback``."""
-        return SimpleNamespace(withdraw=self.withdraw, reroute_triggered=lambda *_: 0)
-
-    def withdraw(self, session: Any, request_id: uuid.UUID, reason: str) -> bool:
-        """As the routing does, without writing Airflow's request."""
-        from airflow.models.callback import Callback
-
-        connection = session.connection()
-        rows = connection.execute(select(unit_table).where(unit_table.c.request_id == request_id)).all()
-        if any(row.started_at for row in rows):
-            return False
-        ids = [row.callback_id for row in rows]
-        requests.remove_units(connection, request_id)
-        connection.execute(delete(Callback.__table__).where(Callback.__table__.c.id.in_(ids)))
-        self.withdrawn |= dict.fromkeys(ids, reason)
-        return True
+    with create_session() as session:
+        given = [each.get_callback_request().msg for each in session.scalars(select(DagProcessorCallback))]
+        rows = session.execute(
+            select(request_table.c.dedupe_key, request_table.c.reason).where(
+                request_table.c.outcome == requests.Outcome.FALLBACK.value
+            )
+        )
+        reasons = {row.dedupe_key: row.reason for row in rows}
+        session.execute(delete(Callback.__table__).where(Callback.__table__.c.type == "dag_processor"))
+    return {uuid.UUID(each): reasons[text.split()[0]] for text in given for each in text.split()[1:]}
 
 
 def set_state(callback_id: uuid.UUID, state: str) -> None:

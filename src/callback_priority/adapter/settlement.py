@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -30,6 +29,7 @@ from airflow.models.callback import CallbackKey
 
 from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
+from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.persistence import items, requests, settling, units
 from callback_priority.policy.settings import Settings
@@ -51,10 +51,6 @@ NOT_TAKEN: Final = (
     "no worker took it: the one that was to run it ended first, or is without callback-priority"
 )
 DIED: Final = "the worker ended while it ran"
-
-
-def _fallback() -> Any:
-    return import_module("callback_priority.adapter.routing.fallback")
 
 
 @attrs.frozen(kw_only=True)
@@ -199,7 +195,7 @@ class Settlement:
         return GivenUp(failed=failed, withdrawn=withdrawn)
 
     def reroute_triggered(self, session: Session, now: datetime, limit: int) -> int:
-        """Have workers run what the triggerer could not.
+        """Close what has ended on the triggerer, and have workers run what it could not.
 
         Args:
             session: A transaction that is to be committed.
@@ -211,7 +207,7 @@ class Settlement:
         """
         try:
             with savepoint(session.connection(), "callback_priority_reroute", reads_first=True):
-                return int(_fallback().reroute_triggered(session, now, limit))
+                return fallback.reroute_triggered(session, now, limit)
         except Exception as error:  # noqa: BLE001 - the rest of upkeep must not suffer from it
             self.failed("reroute", error)
             return 0
@@ -224,7 +220,7 @@ class Settlement:
         """
         try:
             with savepoint(session.connection(), "callback_priority_withdraw", reads_first=True):
-                return bool(_fallback().withdraw(session, request_id, reason))
+                return fallback.withdraw(session, request_id, reason)
         except Exception as error:  # noqa: BLE001 - one request that cannot be taken back must not stop the rest
             self.failed("withdraw", error)
             return False

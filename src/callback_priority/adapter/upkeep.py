@@ -109,17 +109,11 @@ class Upkeep:
                 log.error("%d callback(s) expired, e.g.: %s", len(reasons), next(iter(reasons.values())))
             self.roused += items.unpark_due(connection, now, limit=BATCH)
             if items.any_triggered(connection):
-                self._look_after_triggered(session, now)
+                self.roused += self.settlement.reroute_triggered(session, now, BATCH)
         if clock >= self._sweep_at:
             self._sweep_at = clock + self.settings.sweep_interval_seconds
             if self._sweep(session, now):
                 self._sweep_at = clock
-
-    def _look_after_triggered(self, session: Session, now: datetime) -> None:
-        """Close what has ended on the triggerer, and have workers run what it could not."""
-        connection = session.connection()
-        requests.end_units(connection, sweep.settle_triggered(connection, now=now, limit=BATCH), now)
-        self.roused += self.settlement.reroute_triggered(session, now, BATCH)
 
     def _sweep(self, session: Session, now: datetime) -> bool:
         """Bring items in line with Airflow's rows; returns whether there is more to do."""

@@ -46,7 +46,6 @@ __all__ = [
     "callbacks_without_item",
     "remove_orphans",
     "settle_foreign",
-    "settle_triggered",
     "trim_history",
 ]
 
@@ -147,12 +146,6 @@ _FOREIGN: Final[Select[Any]] = (
     )
     .limit(_most())
 )
-_TRIGGERED_ENDED: Final[Select[Any]] = (
-    select(_ITEM.callback_id)
-    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
-    .where(_ITEM.state == ItemState.TRIGGERED.value, _CALLBACK.state.in_(CALLBACK_TERMINAL))
-    .limit(_most())
-)
 _HISTORY: Final[Select[Any]] = (
     select(_ITEM.callback_id)
     .where(_ITEM.finished_at < bindparam("finished_before", type_=UtcDateTime))
@@ -200,13 +193,6 @@ def settle_foreign(conn: Connection, *, now: datetime, limit: int) -> Settled:
         done=mark_done(conn, moved_on, now, "ended or taken outside of this library"),
         requeued=requeue(conn, set_back, "set back to pending outside of this library"),
     )
-
-
-def settle_triggered(conn: Connection, *, now: datetime, limit: int) -> list[UUID]:
-    """Close the items of callbacks that have ended on the triggerer, in two statements; one if there are none."""
-    ended = sorted(conn.scalars(_TRIGGERED_ENDED, {"most": limit}))
-    mark_done(conn, ended, now)
-    return ended
 
 
 def remove_orphans(conn: Connection, *, limit: int) -> int:
