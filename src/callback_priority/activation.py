@@ -16,20 +16,24 @@ from importlib import import_module
 from types import ModuleType
 from typing import Final
 
-__all__ = ["INSTALLERS", "register"]
+__all__ = ["DECIDING", "SERVING", "register"]
 
 log = logging.getLogger(__name__)
 
-INSTALLERS: Final = (
-    ("airflow.jobs.scheduler_job_runner", "callback_priority.adapter.hook", "install"),
-    ("airflow.callbacks.database_callback_sink", "callback_priority.adapter.routing.sink", "install"),
-    # The package, so that none of its modules is there yet, half imported.
-    ("airflow.dag_processing", "callback_priority.adapter.references", "install_parse"),
+SERVING: Final = (
     ("airflow.api_fastapi.execution_api.routes", "callback_priority.adapter.execution_api", "install"),
     ("airflow.sdk.execution_time.supervisor", "callback_priority.worker.hook", "install"),
     ("airflow.sdk.execution_time.callback_supervisor", "callback_priority.worker.hook", "install"),
 )
 """A module of Airflow's, and the function of ours, with its module, that is called once it has been imported."""
+
+DECIDING: Final = (
+    ("airflow.jobs.scheduler_job_runner", "callback_priority.adapter.hook", "install"),
+    ("airflow.callbacks.database_callback_sink", "callback_priority.adapter.routing.sink", "install"),
+    # The package, so that none of its modules is there yet, half imported.
+    ("airflow.dag_processing", "callback_priority.adapter.references", "install_parse"),
+)
+"""The same for the parts that have no work with ``mode = off``."""
 
 _registered: list[str] = []
 
@@ -40,18 +44,19 @@ def register() -> None:
         # Not at the top: what is wrong with it must not break `import airflow`.
         from wrapt import register_post_import_hook  # noqa: PLC0415
 
-        for awaited, module, function in INSTALLERS:
-            if awaited not in _registered:
-                _registered.append(awaited)
-                register_post_import_hook(_calling(module, function), awaited)
+        for parts, needed in ((SERVING, _always), (DECIDING, _is_on)):
+            for awaited, module, function in parts:
+                if awaited not in _registered:
+                    _registered.append(awaited)
+                    register_post_import_hook(_calling(module, function, needed), awaited)
     except Exception:
         log.exception("callback-priority is not active in this process")
 
 
-def _calling(module: str, function: str) -> Callable[[ModuleType], None]:
+def _calling(module: str, function: str, needed: Callable[[], bool]) -> Callable[[ModuleType], None]:
     def call(_imported: ModuleType) -> None:
         try:
-            if not _is_off():
+            if needed():
                 getattr(import_module(module), function)()
         except Exception:
             log.exception("%s could not be loaded; this process runs as it would without it", module)
@@ -59,12 +64,16 @@ def _calling(module: str, function: str) -> Callable[[ModuleType], None]:
     return call
 
 
-def _is_off() -> bool:
+def _always() -> bool:
+    return True
+
+
+def _is_on() -> bool:
     # Not at the top: Airflow's configuration is being made while this module is imported.
     from airflow.configuration import conf  # noqa: PLC0415
 
     # A word that is no mode is for the scheduler to report, with everything else that is wrong.
-    return conf.get("callback_priority", "mode", fallback="off").strip().lower() == "off"
+    return conf.get("callback_priority", "mode", fallback="off").strip().lower() != "off"
 
 
 register()

@@ -72,10 +72,13 @@ print("CALLS", json.dumps(sorted(set(calls))))
 """
 
 
+ALL_PARTS = (*activation.SERVING, *activation.DECIDING)
+
+
 def run(airflow_home, code, *, mode="active", fails=None, broken=""):
     """Run code in a fresh process; returns the parts that were asked to install, and all that was printed."""
     options = {} if mode is None else {"callback_priority": {"mode": mode}}
-    parts = {module for _, module, _ in activation.INSTALLERS}
+    parts = {module for _, module, _ in ALL_PARTS}
     result = subprocess.run(
         [sys.executable, "-c", NOTED.format(code=code, parts=parts, fails=fails, broken=broken)],
         check=False,
@@ -105,17 +108,14 @@ def test_workers_leave_alone_what_is_the_schedulers(airflow_home, process):
 
 
 @pytest.mark.parametrize("mode", [None, "off", " Off "])
-def test_with_mode_off_no_part_is_imported(airflow_home, mode):
+def test_with_mode_off_no_part_that_decides_is_imported_and_what_was_routed_is_served(airflow_home, mode):
     code = "\n".join(PROCESSES[each][0] for each in ("scheduler", "dag-processor", "worker in a container"))
+    deciding = sorted({module for _, module, _ in activation.DECIDING})
     calls, printed = run(
-        airflow_home, f"{code}\nprint(sorted(set({sorted(parts())!r}) & set(sys.modules)))", mode=mode
+        airflow_home, f"{code}\nprint(sorted(set({deciding!r}) & set(sys.modules)))", mode=mode
     )
-    assert calls == set()
+    assert calls == {"worker.hook"}
     assert printed.splitlines()[-2] == "[]"
-
-
-def parts() -> set[str]:
-    return {module for _, module, _ in activation.INSTALLERS}
 
 
 @pytest.mark.parametrize("fails", ["import", "call"])
@@ -147,7 +147,7 @@ def test_it_is_no_policy_itself():
 
 def test_registering_again_changes_nothing():
     before = list(activation._registered)
-    assert sorted(before) == sorted({awaited for awaited, _, _ in activation.INSTALLERS})
+    assert sorted(before) == sorted({awaited for awaited, _, _ in ALL_PARTS})
     activation.register()
     assert activation._registered == before
 

@@ -104,8 +104,10 @@ def _callbacks_move() -> bool:
     """Whether this worker's own configuration moves callbacks off the Dag processor."""
     from airflow.sdk.configuration import conf  # noqa: PLC0415 - see the module's docstring
 
-    value = conf.get("callback_priority", "use_worker_callbacks", fallback="none") or "none"
-    return bool(value.strip().lower() not in {"", "none"})
+    def value(option: str, default: str) -> str:
+        return str(conf.get("callback_priority", option, fallback=default) or default).strip().lower()
+
+    return value("mode", "off") == "active" and value("use_worker_callbacks", "none") != "none"
 
 
 @functools.cache
