@@ -7,14 +7,16 @@ import uuid
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import mysql
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.persistence import items
+from callback_priority.persistence.flows import read_state
 from callback_priority.persistence.items import NewItem
 from callback_priority.persistence.statements import upsert
 from callback_priority.persistence.tables import ItemState, flow_table, item_table
+from tests.persistence.conftest import callback
 
 TURN_US = 10_000_000
 AGING_US = 600_000_000
@@ -24,7 +26,11 @@ _numbers = itertools.count(1)
 
 
 def new(
-    dag: str = "a", pool: str = "p", service_class: ServiceClass = DEADLINE, priority: int = 1
+    dag: str = "a",
+    pool: str = "p",
+    service_class: ServiceClass = DEADLINE,
+    priority: int = 1,
+    batch: str | None = None,
 ) -> NewItem:
     return NewItem(
         callback_id=uuid.UUID(int=next(_numbers)),
@@ -33,6 +39,7 @@ def new(
         pool=pool,
         dag_id=dag,
         priority=priority,
+        batch=batch,
     )
 
 
@@ -217,6 +224,100 @@ def test_done_is_final_and_a_slot_can_be_taken_back(conn: Connection, now: datet
     found = items.read_item(conn, ids[0])
     assert found is not None
     assert found.finished_at == now
+
+
+def batch_of(conn: Connection, count: int, now: datetime, batch: str = "b") -> list[uuid.UUID]:
+    """Waiting items of a batch, whose callbacks are pending, in the order in which they go."""
+    wanted = [new(batch=batch) for _ in range(count)]
+    enqueue(conn, wanted, now)
+    empty = {} if conn.dialect.name == "postgresql" else "{}"
+    fields = {"type": "executor", "state": "pending", "data": empty, "priority_weight": 1, "created_at": now}
+    conn.execute(insert(callback), [{"id": each.callback_id, **fields} for each in wanted])
+    return [each.callback_id for each in wanted]
+
+
+def test_companions_are_the_next_of_the_batch(conn: Connection, now: datetime, sent: list[str]) -> None:
+    """Not the leaders, not who was granted too, not who ended meanwhile, and none of another batch."""
+    ids = batch_of(conn, 8, now)
+    batch_of(conn, 3, now, batch="other")
+    enqueue(conn, [new(batch="b")], now)  # its callback is gone
+    items.park(conn, ids[4:5], retry_at=now, reason="x")
+    conn.execute(update(callback).where(callback.c.id == ids[2]).values(state="success"))
+    sent.clear()
+    assert items.companions(conn, [(ids[0], "b")], 3, apart_from=[ids[1]]) == {
+        ids[0]: [ids[3], ids[5], ids[6]]
+    }
+    assert len(sent) == 1
+    assert items.companions(conn, [(ids[0], "b")], 0) == {}
+    assert items.companions(conn, [], 3) == {}
+    assert len(sent) == 1
+
+
+def test_leaders_of_one_batch_are_dealt_its_rest_evenly(
+    conn: Connection, now: datetime, sent: list[str]
+) -> None:
+    first, second = batch_of(conn, 7, now), batch_of(conn, 1, now, batch="alone")
+    third = batch_of(conn, 9, now, batch="third")
+    leaders = [(first[0], "b"), (first[1], "b"), (second[0], "alone"), (third[0], "third")]
+    sent.clear()
+    assert items.companions(conn, leaders, 7) == {
+        first[0]: [first[2], first[4], first[6]],
+        first[1]: [first[3], first[5]],
+        third[0]: third[1:8],
+    }
+    assert len(sent) == 1
+
+
+def test_companions_are_granted_with_their_leader_and_hold_nothing(
+    conn: Connection, now: datetime, sent: list[str]
+) -> None:
+    ids = batch_of(conn, 5, now)
+    items.mark_granted(conn, ids[:2], now=now, job_id=4, charges={DEADLINE: 7})
+    sent.clear()
+    runs = {ids[0]: ids[2:4], ids[1]: ids[4:], uuid.uuid4(): []}
+    assert items.mark_companions(conn, runs, now=now, job_id=4) == 3
+    assert len(sent) == 1
+    assert items.mark_companions(conn, runs, now=now, job_id=5) == 0
+    granted = {each.callback_id: (each.leader_id, each.charge) for each in items.granted_items(conn, 4)}
+    leader, other = ids[:2]
+    assert granted == {
+        leader: (None, 7),
+        other: (None, 7),
+        ids[2]: (leader, 0),
+        ids[3]: (leader, 0),
+        ids[4]: (other, 0),
+    }
+    held = read_state(conn, living_since=now, own_job_id=4).held
+    assert held == {("p", DEADLINE): 2}
+    assert [found.attempts for each in ids if (found := items.read_item(conn, each))] == [1] * 5
+
+
+def test_a_companion_that_waits_again_leads_by_itself(conn: Connection, now: datetime) -> None:
+    ids = batch_of(conn, 3, now)
+    items.mark_granted(conn, ids[:1], now=now, job_id=4, charges={})
+    items.mark_companions(conn, {ids[0]: ids[1:]}, now=now, job_id=4)
+    items.requeue(conn, ids[1:2])
+    items.park(conn, ids[2:], retry_at=now, reason="x")
+    assert [found.leader_id for each in ids if (found := items.read_item(conn, each))] == [None] * 3
+    items.unpark_due(conn, now)
+    items.mark_granted(conn, ids[1:], now=now, job_id=4, charges={})
+    assert [each.leader_id for each in items.granted_items(conn, 4)] == [None] * 3
+
+
+def test_what_the_triggerer_runs_waits_for_nothing_and_holds_nothing(conn: Connection, now: datetime) -> None:
+    item, waiting = new(batch="b"), new(batch="b")
+    assert not items.any_triggered(conn)
+    assert items.record_triggered(conn, [item], now=now) == 1
+    assert items.record_triggered(conn, [item], now=now) == 0
+    assert items.any_triggered(conn)
+    enqueue(conn, [waiting], now)
+    assert order(conn) == [waiting.callback_id]
+    assert items.companions(conn, [(waiting.callback_id, "b")], 7) == {}
+    assert items.mark_granted(conn, [item.callback_id], now=now, job_id=1, charges={}) == 0
+    assert items.mark_companions(conn, {waiting.callback_id: [item.callback_id]}, now=now, job_id=1) == 0
+    assert read_state(conn, living_since=now, own_job_id=1).held == {}
+    items.mark_done(conn, [item.callback_id], now)
+    assert not items.any_triggered(conn)
 
 
 def test_naive_instants_are_refused(conn: Connection) -> None:

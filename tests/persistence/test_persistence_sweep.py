@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from callback_priority.core.classes import ServiceClass
-from callback_priority.persistence import items, status, sweep
-from callback_priority.persistence.tables import ItemState, item_table
+from callback_priority.persistence import items, requests, settling, status, sweep, units
+from callback_priority.persistence.tables import ItemState, item_table, unit_table
 from tests.persistence.conftest import callback
 
 DEADLINE = ServiceClass.DEADLINE
@@ -66,6 +66,91 @@ def test_what_others_did_is_settled(conn: Connection, now: datetime) -> None:
     states = [found.state for each in ids if (found := items.read_item(conn, each))]
     done, waiting, granted = ItemState.DONE, ItemState.WAITING, ItemState.GRANTED
     assert states == [done, done, done, waiting, granted, granted, waiting]
+
+
+def test_a_leader_stays_granted_until_the_last_of_its_run_has_ended(conn: Connection, now: datetime) -> None:
+    """It holds the slot. Its companions hold none, so theirs are closed as they end."""
+    ids = pending(conn, now, 4)
+    wait(conn, ids, now)
+    items.mark_granted(conn, ids[:1], now=now, job_id=1, charges={})
+    items.mark_companions(conn, {ids[0]: ids[1:]}, now=now, job_id=1)
+    for each, state in zip(ids, ["success", "running", "failed", "queued"], strict=True):
+        set_state(conn, each, state)
+    assert sweep.settle_foreign(conn, now=now, limit=100) == sweep.Settled(done=1, requeued=0)
+    set_state(conn, ids[1], "success")
+    assert sweep.settle_foreign(conn, now=now, limit=100) == sweep.Settled(done=1, requeued=0)
+    set_state(conn, ids[3], "failed")
+    assert sweep.settle_foreign(conn, now=now, limit=100) == sweep.Settled(done=2, requeued=0)
+    assert sweep.settle_foreign(conn, now=now, limit=100) == sweep.Settled(done=0, requeued=0)
+
+
+def test_what_the_triggerer_has_is_no_foreign_affair(conn: Connection, now: datetime) -> None:
+    ids = pending(conn, now, 2, kind="triggerer")
+    new = [items.NewItem(callback_id=each, service_class=DEADLINE, kind="d", pool="p") for each in ids]
+    items.record_triggered(conn, new, now=now)
+    set_state(conn, ids[0], "failed")
+    assert sweep.settle_foreign(conn, now=now, limit=100) == sweep.Settled(done=0, requeued=0)
+    conn.execute(delete(callback).where(callback.c.id == ids[1]))
+    assert sweep.remove_orphans(conn, limit=10) == 1
+
+
+def unit(conn: Connection, callback_id: uuid.UUID, request_id: uuid.UUID) -> None:
+    target = requests.Target.WORKER
+    added = requests.NewUnit(
+        callback_id=callback_id, request_id=request_id, position=0, name="f", target=target, reference={}
+    )
+    requests.add_units(conn, [added])
+
+
+def test_units_leave_with_their_items(conn: Connection, now: datetime) -> None:
+    ids = pending(conn, now, 3)
+    wait(conn, ids, now)
+    for each in ids:
+        unit(conn, each, uuid.uuid4())
+    conn.execute(delete(callback).where(callback.c.id == ids[0]))
+    items.mark_done(conn, ids[1:2], now - timedelta(days=9))
+    assert sweep.remove_orphans(conn, limit=10) == 1
+    assert sweep.trim_history(conn, finished_before=now, limit=10) == 1
+    assert conn.scalars(select(unit_table.c.callback_id)).all() == ids[2:]
+
+
+def test_a_run_is_read_as_far_as_it_came(conn: Connection, now: datetime, sent: list[str]) -> None:
+    ids = pending(conn, now, 6)
+    wait(conn, ids, now)
+    request = uuid.uuid4()
+    for each in ids[:5]:
+        unit(conn, each, request)
+    items.mark_granted(conn, [ids[0], ids[5]], now=now, job_id=1, charges={})
+    items.mark_companions(conn, {ids[0]: ids[1:4]}, now=now, job_id=1)
+    items.mark_done(conn, ids[3:4], now)
+    for each in ids:
+        set_state(conn, each, "queued")
+    units.claim(conn, dict.fromkeys(ids[:2], "log"), worker="here:1", now=now)
+    assert units.mark_started(conn, ids[0], now)
+    assert requests.end_units(conn, ids[:1], now) == 1
+    sent.clear()
+    found = {each.callback_id: each for each in settling.runs(conn, [ids[0], ids[5]])}
+    assert len(sent) == 3
+    assert sorted(found) == ids[:3], "what is done is of no run, and what has no unit is unknown"
+    assert {each.leader_id for each in found.values()} == {ids[0]}
+    facts = [(found[each].claimed, found[each].started, found[each].ended) for each in ids[:3]]
+    assert facts == [(True, True, True), (True, False, False), (False, False, False)]
+    assert settling.requests_of(conn, ids) == dict.fromkeys(ids[:5], request)
+
+
+def test_a_run_is_overdue_by_when_it_was_taken(conn: Connection, now: datetime) -> None:
+    ids = pending(conn, now, 4)
+    wait(conn, ids, now)
+    for each in ids:
+        unit(conn, each, uuid.uuid4())
+    items.mark_granted(conn, [ids[0], ids[2]], now=now, job_id=1, charges={})
+    items.mark_companions(conn, {ids[0]: ids[1:2]}, now=now, job_id=1)
+    units.claim(conn, dict.fromkeys(ids[:2], "log"), worker="here:1", now=now)
+    units.claim(conn, {ids[2]: "log"}, worker="here:1", now=now + timedelta(seconds=5))
+    units.claim(conn, {ids[3]: "log"}, worker="here:1", now=now)
+    assert settling.overdue_runs(conn, claimed_before=now, limit=9) == []
+    assert settling.overdue_runs(conn, claimed_before=now + timedelta(seconds=1), limit=9) == ids[:1]
+    assert settling.overdue_runs(conn, claimed_before=now + timedelta(seconds=9), limit=9) == [ids[0], ids[2]]
 
 
 def test_items_of_removed_callbacks_go(conn: Connection, now: datetime) -> None:
