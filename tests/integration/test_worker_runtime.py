@@ -442,7 +442,8 @@ def test_what_cannot_be_read_at_all_ends_the_unit_and_not_the_run(lab):
         "g",
         bodies="""
         def f(context):
-            os.write(0, (3).to_bytes(4, "big") + b"\\xc1\\xc1\\xc1")
+            from airflow.sdk.execution_time import task_runner
+            task_runner.SUPERVISOR_COMMS.socket.sendall((3).to_bytes(4, "big") + b"\\xc1\\xc1\\xc1")
             time.sleep(60)
         def g(context):
             return 1
@@ -455,6 +456,17 @@ def test_what_cannot_be_read_at_all_ends_the_unit_and_not_the_run(lab):
     assert time.monotonic() - began < 15
     assert "could not be read while it ran dag.f" in api.end_of(first)["output"]
     assert api.end_of(second)["state"] == "success"
+
+
+def test_a_program_that_a_callable_starts_has_an_empty_input(lab):
+    api, order = run_one(
+        lab,
+        """
+        done = subprocess.run(["cat"], capture_output=True, timeout=5)
+        return [done.stdout.decode(), sys.stdin.fileno()]
+        """,
+    )
+    assert api.end_of(order)["output"] == '["", 0]'
 
 
 def test_the_previous_successful_run_is_asked_for_by_unit(lab):
@@ -522,12 +534,13 @@ def test_a_file_and_a_bundle_that_are_gone_are_named(lab, monkeypatch):
 # The run ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_unit_that_is_not_to_run_does_not(lab):
+@pytest.mark.parametrize("status", [404, 409])
+def test_a_unit_that_is_not_to_run_does_not(lab, status):
     lab.failing(
         "f", "g", bodies=f"def f(context):\n    open({str(lab.path)!r} + '/ran', 'w')\ndef g(context): ...\n"
     )
     first, second = orders = lab.orders()
-    api = FakeExecutionApi(units=orders, refuse_running={first.callback_id})
+    api = FakeExecutionApi(units=orders, refuse_running={first.callback_id: status})
     assert supervise(api) == 0
     assert not (lab.path / "ran").exists()
     assert not lab.log(first)

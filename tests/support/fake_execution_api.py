@@ -144,7 +144,8 @@ class FakeExecutionApi:
         told: Each call about the run: what it was, and of which unit.
         ends: How units were said to have ended, by unit id.
         tokens: The token of each call, in order.
-        refuse_running: Units that are not to run.
+        refuse_running: Units that are not to run, with the status that says so.
+        refuse_start: The status that refuses the run.
     """
 
     units: Sequence[UnitOrder]
@@ -158,7 +159,7 @@ class FakeExecutionApi:
     ends: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     tokens: list[str] = attrs.field(factory=list)
     requests: list[tuple[str, str]] = attrs.field(factory=list)
-    refuse_running: set[uuid.UUID] = attrs.field(factory=set)
+    refuse_running: dict[uuid.UUID, int] = attrs.field(factory=dict)
     refuse_start: int | None = None
 
     @property
@@ -208,8 +209,8 @@ class FakeExecutionApi:
             unit, _, action = path.removeprefix(prefix).partition("/")
             self.told.append((action, unit))
             if action == "running":
-                refused = uuid.UUID(unit) in self.refuse_running
-                return httpx.Response(409, json={"detail": "no"}) if refused else httpx.Response(204)
+                refused = self.refuse_running.get(uuid.UUID(unit))
+                return httpx.Response(refused, json={"detail": "no"}) if refused else httpx.Response(204)
             if action == "ended":
                 self.ends[unit] = json.loads(request.content)
                 return httpx.Response(204)

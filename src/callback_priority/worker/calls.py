@@ -130,7 +130,8 @@ def _taken(client: Client, url: str, *, content: str | None) -> bool:
     try:
         client.post(url, content=content)
     except httpx.HTTPStatusError as error:
-        if error.response.status_code != HTTPStatus.CONFLICT:
+        # The unit has ended, is another run's by now, or is withdrawn.
+        if error.response.status_code not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
             raise
         return False
     return True

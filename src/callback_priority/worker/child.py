@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -51,7 +52,7 @@ def main(run: Run, orders: Sequence[UnitOrder]) -> None:
     # As where the Dag processor loads Dag files: secrets are asked of the supervisor, not of a database.
     os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "client"
     log = structlog.get_logger(logger_name="callback")
-    comms: CommsDecoder[Any, Any] = CommsDecoder(log=log)
+    comms: CommsDecoder[Any, Any] = CommsDecoder(log=log, socket=_own_line())
     task_runner.SUPERVISOR_COMMS = comms
     pid = os.getpid()
     with BundleVersionLock(bundle_name=run.bundle_name, bundle_version=run.bundle_version):
@@ -168,6 +169,18 @@ def _siblings(run: Run, order: UnitOrder) -> frozenset[str]:
         for each in run.units
         if each.callback_id != order.callback_id and (each.kind, each.request) == (order.kind, order.request)
     )
+
+
+def _own_line() -> socket.socket:
+    """The line to the supervisor, which Airflow lays to standard input, for this process alone.
+
+    A program that a callable starts inherits standard input: it would wait there for ever, or take replies away.
+    """
+    line = socket.socket(fileno=os.dup(0))  # not inherited
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return line
 
 
 def _flush() -> None:

@@ -3,8 +3,8 @@
 - ``supervise_callback``, by which every executor's worker runs a callback: a routed one is handed to
   `callback_priority.worker.supervisor`, every other one to Airflow's function as before.
 - ``ActivitySubprocess.update_task_state_if_needed``, by which a task's supervisor sends a last state: before it,
-  the API server is told of a process that is gone (`callback_priority.worker.killed`), if this worker's
-  ``use_worker_callbacks`` is set.
+  the API server is told of a process that is gone (`callback_priority.worker.killed`), if this worker's own
+  configuration has ``mode = active`` and ``use_worker_callbacks`` set.
 
 Both look first, once in a process and when they are needed, whether Airflow's code is the code that they were made
 for (`callback_priority.worker.compat`). If not, Airflow's function runs as it is, and one line says why.

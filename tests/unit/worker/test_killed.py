@@ -119,6 +119,7 @@ def hooked(monkeypatch):
 
     forget()
     monkeypatch.setenv("AIRFLOW__CALLBACK_PRIORITY__USE_WORKER_CALLBACKS", "task")
+    monkeypatch.setenv("AIRFLOW__CALLBACK_PRIORITY__MODE", "active")
     hook.install()
     yield
     forget()
@@ -142,9 +143,12 @@ def test_it_is_told_before_airflow_tells_the_state(hooked, monkeypatch):
     assert updated(process(), order) == ["told", "finish"]
 
 
-@pytest.mark.parametrize("value", ["none", ""])
-def test_nothing_is_told_where_callbacks_stay(hooked, monkeypatch, value):
-    monkeypatch.setenv("AIRFLOW__CALLBACK_PRIORITY__USE_WORKER_CALLBACKS", value)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("USE_WORKER_CALLBACKS", "none"), ("USE_WORKER_CALLBACKS", ""), ("MODE", "shadow"), ("MODE", "off")],
+)
+def test_nothing_is_told_where_callbacks_stay(hooked, monkeypatch, option, value):
+    monkeypatch.setenv(f"AIRFLOW__CALLBACK_PRIORITY__{option}", value)
     monkeypatch.setattr("callback_priority.worker.killed.tell", lambda _process: pytest.fail("told"))
     assert updated(process()) == ["finish"]
 
