@@ -151,6 +151,16 @@ def test_an_error_that_ends_processes_ends_one_unit_only(lab, body):
     assert api.end_of(second)["output"] == str(os.getpid())
 
 
+def test_a_callable_that_forks_ends_once(lab):
+    lab.failing("f", "g", bodies="def f(context):\n    os.fork()\n    return 1\ndef g(context): ...\n")
+    first, second = orders = lab.orders()
+    api = FakeExecutionApi(units=orders)
+    supervise(api)
+    assert [action for action, unit in api.told if unit == str(first.callback_id)][1:] == ["running", "ended"]
+    assert api.end_of(first)["output"] == "1"
+    assert api.end_of(second)["state"] == "success"
+
+
 def test_a_result_that_is_no_json_is_a_success_with_a_note(lab):
     api, order = run_one(lab, "return object()")
     end = api.end_of(order)
@@ -566,6 +576,31 @@ def test_another_protocol_is_not_spoken(lab):
         supervise(FakeExecutionApi(units=lab.orders(), protocol=99))
 
 
+def test_a_unit_that_cannot_be_asked_for_does_not_run(lab):
+    lab.failing(
+        "f", "g", bodies=f"def f(context): ...\ndef g(context):\n    open({str(lab.path)!r} + '/ran', 'w')\n"
+    )
+    first, second = orders = lab.orders()
+    path = f"/callback-priority/callbacks/{first.callback_id}/units/{second.callback_id}/running"
+    api = FakeExecutionApi(units=orders, answers={("POST", path): lambda _: httpx.Response(503)})
+    with pytest.raises(httpx.HTTPStatusError):
+        supervise(api)
+    assert list(api.ends) == [str(first.callback_id)]
+    assert not (lab.path / "ran").exists()
+
+
+def test_an_api_server_that_is_down_is_no_run(lab):
+    def down(_request):
+        raise httpx.ConnectError("down")
+
+    lab.failing("f", bodies=f"open({str(lab.path)!r} + '/loaded', 'w')\ndef f(context): ...\n")
+    (order,) = lab.orders()
+    path = f"/callback-priority/callbacks/{order.callback_id}/start"
+    with pytest.raises(httpx.ConnectError):
+        supervise(FakeExecutionApi(units=[order], answers={("POST", path): down}))
+    assert not (lab.path / "loaded").exists()
+
+
 def test_an_end_that_cannot_be_told_is_told_later_or_raised(lab):
     from callback_priority.worker.progress import UnreportedError
 
@@ -607,6 +642,17 @@ def test_a_worker_that_is_told_to_stop_ends_the_callable_and_leaves_the_rest(lab
     assert signal.getsignal(signal.SIGTERM) is before
     assert api.end_of(first)["output"] == "the worker was told to stop (SIGTERM) while it ran dag.f"
     assert ("running", str(second.callback_id)) not in api.told
+
+
+def test_a_worker_that_ignores_an_interrupt_lets_the_callable_end(lab):
+    """As a worker of the LocalExecutor does, so that Ctrl-C stops the scheduler and not what runs."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        api, order = run_one(lab, "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(0.3)\nreturn 'done'")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert api.end_of(order)["output"] == '"done"'
 
 
 def test_it_works_in_a_thread_too(lab):
