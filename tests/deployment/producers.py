@@ -25,6 +25,7 @@ DAG_FILE = Path(__file__).parent / "dags" / "producers.py"
 PLUGIN = Path(__file__).parent / "plugins" / "brisk_paused_runs.py"
 RUN_ID = "provoked"
 LOGICAL_DATE = "2024-05-06T07:08:09+00:00"
+EARLIER = ("earlier", "2024-05-05T07:08:09+00:00")
 CONF = {"reason_to_run": "a test", "number": 1}
 
 _BOTH: tuple[Executor, ...] = ("LocalExecutor", "CeleryExecutor")
@@ -216,6 +217,9 @@ def provoke_all(airflow: Deployment, mail_sink: MailSink, *, routed: bool) -> di
     )
     airflow.start()
     airflow.wait_for_dags(*(each.dag_id for each in producers))
+    # The one Dag that has a successful run before.
+    airflow.trigger("dag_success", EARLIER[0], logical_date=EARLIER[1])
+    airflow.wait_for_run("dag_success", EARLIER[0], "success")
     for producer in producers:
         airflow.trigger(producer.dag_id, RUN_ID, conf=CONF, logical_date=LOGICAL_DATE)
     hanging = _interfere(airflow, producers)
@@ -253,8 +257,6 @@ def _interfere(airflow: Deployment, producers: Sequence[Producer]) -> list[int]:
             # Celery notices a dead process of its worker at once, but not one that hangs.
             _send(signal.SIGSTOP, supervisor_first)
             hanging += supervisor_first
-        if producer.dag_id.startswith("heartbeat_"):
-            airflow.backdate("last_heartbeat_at", producer.dag_id, RUN_ID)
     return hanging
 
 
@@ -274,12 +276,23 @@ def _send(number: signal.Signals, processes: Sequence[int]) -> None:
 
 def _wait_for_the_end(airflow: Deployment, producers: Sequence[Producer]) -> None:
     for producer in producers:
+        if producer.dag_id.startswith("heartbeat_"):
+            _wait_for_the_missing_heartbeat(airflow, producer)
         if producer.ends:
             airflow.wait_for_task(
                 producer.dag_id, RUN_ID, producer.task_id, producer.ends, seconds=_PATIENCE_SECONDS
             )
         if producer.run_ends:
             airflow.wait_for_run(producer.dag_id, RUN_ID, producer.run_ends, seconds=_PATIENCE_SECONDS)
+
+
+def _wait_for_the_missing_heartbeat(airflow: Deployment, producer: Producer) -> None:
+    def noticed() -> bool:
+        # Again and again: a heartbeat that was on its way when its process ended still counts.
+        airflow.backdate("last_heartbeat_at", producer.dag_id, RUN_ID)
+        return airflow.task_state(producer.dag_id, RUN_ID, producer.task_id) != "running"
+
+    airflow.wait_until(noticed, f"{producer.dag_id} is noticed", _PATIENCE_SECONDS, every=0.5)
 
 
 def _wait_for_the_calls(
@@ -307,6 +320,6 @@ def _wait_for_the_calls(
 
 def _seen(airflow: Deployment, mail_sink: MailSink, producer: Producer) -> Seen:
     return Seen(
-        calls=tuple(airflow.records(event="callback", dag_id=producer.dag_id)),
+        calls=tuple(airflow.records(event="callback", dag_id=producer.dag_id, run_id=RUN_ID)),
         mails=tuple(mail for mail in mail_sink.mails() if f"'{producer.dag_id}'" in mail.subject),
     )
