@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import atexit
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import attrs
 import pytest
+
+from tests.support.airflow_env import AirflowHome, DatabaseTemplates, enter_airflow_home
+from tests.support.postgres import PostgresServer, running_postgres
+
+_DIRECTORY = Path(tempfile.mkdtemp(prefix="callback-priority-bench-"))
+atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
+_HOME = AirflowHome.create(_DIRECTORY / "airflow")
+if "airflow.settings" not in sys.modules:
+    enter_airflow_home(_HOME)
 
 Claim = Callable[[str, float, float], None]
 
@@ -42,6 +56,19 @@ def claim(request: pytest.FixtureRequest) -> Claim:
         ratios.append(_Ratio(name, ratio, limit))
 
     return state
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """PostgreSQL as it is installed, but for a larger cache and no waiting for the disk."""
+    with running_postgres({"shared_buffers": "256MB"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def templates() -> DatabaseTemplates:
+    """Migrated databases by the copy."""
+    return DatabaseTemplates(home=_HOME, directory=_DIRECTORY)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 
 from benchmarks.deployment import Deployment, Turn, deployed
-from tests.support.airflow_env import AirflowHome, DatabaseTemplates, enter_airflow_home
-from tests.support.postgres import PostgresServer, running_postgres
+from tests.support.airflow_env import DatabaseTemplates
+from tests.support.postgres import PostgresServer
 from tests.support.scheduler import hooked
-
-_DIRECTORY = Path(tempfile.mkdtemp(prefix="callback-priority-bench-"))
-atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
-_HOME = AirflowHome.create(_DIRECTORY / "airflow")
-if "airflow.settings" not in sys.modules:
-    enter_airflow_home(_HOME)
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -34,19 +23,6 @@ GRANTS = 128
 
 STATEMENTS = 12
 """Round trips beyond those of Airflow's task selection, at most."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    """PostgreSQL as it is installed, but for a larger cache and no waiting for the disk."""
-    with running_postgres({"shared_buffers": "256MB"}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def templates() -> DatabaseTemplates:
-    """Migrated databases by the copy."""
-    return DatabaseTemplates(home=_HOME, directory=_DIRECTORY)
 
 
 @pytest.fixture
