@@ -13,7 +13,7 @@ from airflow.models.connection_test import ConnectionTestKey, ConnectionTestRequ
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import CallbackState, TaskInstanceState
-from sqlalchemy import func, or_, select
+from sqlalchemy import select, union_all
 
 from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import InFlight
@@ -209,16 +209,14 @@ class Upkeep:
             held.update(TaskInstanceKey(*row) for row in rows)
         if called:
             # A callback that leads a run holds its slot until the last that shares the run has ended.
-            leader = func.coalesce(item_table.c.leader_id, Callback.id)
-            query = (
+            leader = item_table.c.leader_id
+            leading = select(Callback.id).where(Callback.id.in_(called), Callback.state.in_(_CALLBACK_HOLDS))
+            riding = (
                 select(leader)
-                .outerjoin(item_table, item_table.c.callback_id == Callback.id)
-                .where(
-                    or_(Callback.id.in_(called), item_table.c.leader_id.in_(called)),
-                    Callback.state.in_(_CALLBACK_HOLDS),
-                )
+                .join(Callback, Callback.id == item_table.c.callback_id)
+                .where(leader.in_(called), Callback.state.in_(_CALLBACK_HOLDS))
             )
-            held.update(called[each] for each in session.scalars(query) if each in called)
+            held.update(called[each] for each in session.scalars(union_all(leading, riding)))
         if tests:
             request = ConnectionTestRequest
             query = select(request.id).where(request.id.in_(tests), request.state.in_(_TEST_HOLDS))
