@@ -348,6 +348,17 @@ def test_a_line_without_an_end_takes_no_more_than_the_limit(lab):
     assert "has reached its limit" in lab.log(order)
 
 
+def test_a_log_that_cannot_be_written_fails_its_own_unit(lab):
+    lab.failing("f", "g", bodies="def f(context): ...\ndef g(context): ...\n")
+    first, second = orders = lab.orders()
+    (lab.path / "logs" / "units").mkdir(parents=True)
+    (lab.path / "logs" / first.log_path).mkdir()
+    api = FakeExecutionApi(units=orders)
+    assert supervise(api) == 0
+    assert api.end_of(first)["output"].startswith("its log cannot be written: ")
+    assert api.end_of(second)["state"] == "success"
+
+
 def test_what_a_dag_file_says_is_at_the_top_of_the_first_log(lab):
     lab.failing("f", "g", bodies="print('loading')\ndef f(context): ...\ndef g(context): ...\n")
     first, second = orders = lab.orders()

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, BinaryIO, Final
 
@@ -88,7 +89,8 @@ class UnitLogs:
     def close(self) -> None:
         """End the current log."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
             self._file = None
             self._size = 0
 
@@ -120,8 +122,12 @@ class UnitLogs:
         if self._file is None:
             self._early.append(line)
         else:
-            self._file.write(line)
-            self._file.flush()
+            try:
+                self._file.write(line)
+                self._file.flush()
+            except OSError:
+                # A disk that is full is no callback's fault: it goes on, and its log ends here.
+                self._size = max(self._size, self._limit_bytes)
 
     def _say_full(self) -> None:
         note = {

@@ -86,7 +86,11 @@ class Progress:
             log.info("Callback %s is not to run any more", unit_id)
             return False
         self.current = order
-        self.logs.open(order.log_path)
+        try:
+            self.logs.open(order.log_path)
+        except OSError as error:
+            self.end(UnitState.FAILED, f"its log cannot be written: {error}")
+            return False
         return True
 
     def end(self, state: UnitState, output: str | None) -> None:
@@ -98,7 +102,7 @@ class Progress:
         output = masked(output) if output else None
         level = logging.INFO if state is UnitState.SUCCESS else logging.ERROR
         self.process_log.log(level, "Callback ended", state=str(state), output=output)
-        report = Ended(state=state, output=output, log=masked_log(self.logs.tail()))
+        report = Ended(state=state, output=output, log=_storable(self.logs.tail()))
         try:
             self._report(order.callback_id, report)
         except httpx.HTTPError as error:
@@ -143,6 +147,6 @@ class Progress:
             log.exception("The log of callback %s could not be uploaded", order.callback_id)
 
 
-def masked_log(text: str) -> str | None:
+def _storable(text: str) -> str | None:
     """A log's end as a database takes it; its secrets are masked where it is written."""
     return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode() or None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import socket
 
 import pytest
@@ -84,6 +87,24 @@ def test_the_tail_is_short_and_begins_with_a_whole_line(tmp_path, monkeypatch):
     assert lines[-1] == "[t] INFO - line 4999 end"
     assert all(line.startswith("[t] INFO - line ") and line.endswith(" end") for line in lines)
     assert len(lines) > 400
+
+
+def test_a_disk_that_is_full_ends_the_log_and_nothing_else(logs):
+    class Full(io.BytesIO):
+        name = os.devnull
+
+        def write(self, _line):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            self.write(b"what is buffered")
+
+    logs._file = Full()
+    logs.msg("one")
+    assert logs.full
+    logs.msg("two")
+    assert logs.tail() == ""
+    logs.close()
 
 
 def test_reading_what_has_been_drained_does_not_wait(logs, pair):
