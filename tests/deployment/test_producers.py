@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from tests.deployment.producers import DAG_FILE, PLUGIN, PRODUCERS, RUN_ID, Producer, Seen, provoke_all
+from tests.support.deployment import Deployment
 from tests.support.smtp import Mail, running_mail_sink
 from tests.support.tables import markdown_table, state_section
 
@@ -136,8 +137,18 @@ def _run(deploy, executor: str, name: str, callback_priority: Mapping[str, objec
             "SELECT dag_id, kind, outcome, reason, units FROM callback_priority_request WHERE run_id = :run_id",
             run_id=RUN_ID,
         )
+        if callback_priority is not None:
+            airflow.wait_until(lambda: _is_settled(airflow), "every callback succeeded and holds no slot")
         airflow.close()
         return seen, requests
+
+
+def _is_settled(airflow: Deployment) -> bool:
+    states = "SELECT c.state FROM callback c JOIN callback_priority_unit u ON u.callback_id = c.id"
+    items = "SELECT state FROM callback_priority_item"
+    return {row.state for row in airflow.rows(states)} == {"success"} and {
+        row.state for row in airflow.rows(items)
+    } == {"done"}
 
 
 def _places(seen: Mapping[str, Seen]) -> set[str]:
