@@ -388,6 +388,29 @@ def test_a_run_that_could_not_be_settled_is_by_the_next_sweep(airflow_database, 
     assert states(routed.bench) == {"done": 3}
 
 
+def test_what_a_dead_scheduler_left_behind_is_granted_by_another(airflow_database, routed):
+    """Its executor's queue died with it. What a worker had taken stays with that worker."""
+    from airflow.jobs.job import Job
+    from airflow.utils.session import create_session
+
+    taken = routed.callbacks(2, batch="taken")
+    left = routed.callbacks(3, batch="left", dag_id="other")
+    with at_work(2, callback_loops=10**9) as (run, workers, dead):
+        run(1)
+        workers.claim(*taken)
+        assert states(routed.bench) == {"granted": 5}
+    with at_work(2) as (run, workers, allocator):
+        run(2)
+        assert workers.runs == [], "it may be slow, or only another scheduler"
+        with create_session() as session:
+            session.get(Job, dead.runner.job.id).state = "failed"
+        allocator.upkeep.sweep_soon()
+        run(4)
+        assert sorted(each for run_ids in workers.runs for each in run_ids) == left
+        assert len(allocator.ledger) == 0
+    assert Counter(by_id(routed.bench)[each].state for each in taken) == {"granted": 2}
+
+
 @ON_SQLITE
 def test_a_run_whose_end_nobody_reports_is_given_up_after_its_limits(airflow_database, routed):
     ids = routed.callbacks(2)

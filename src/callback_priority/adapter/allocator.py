@@ -105,7 +105,7 @@ class SlotAllocator:
         self.shadow = Shadow(self.in_flight, settings, runner.job.id)
         self.breaker = Breaker(settings.failure_threshold, settings.failure_back_off_seconds)
         job_id = runner.job.id if self.active else None
-        self.upkeep = Upkeep(settings, self.in_flight, self.settlement, clock, job_id)
+        self.upkeep = Upkeep(settings, self.in_flight, self.settlement, clock, job_id, self.living)
         self.turn: Turn | None = None
         self.charges: dict[ServiceClass, SlotMicros] = {}
         self.idle_sleep_seconds: float = runner._scheduler_idle_sleep_time

@@ -48,6 +48,7 @@ class Upkeep:
         settlement: Settles runs whose end was missed, and what cannot run here.
         clock: Seconds of a clock that never goes back.
         job_id: The job of this scheduler, whose grants it looks after; ``None`` where it makes none.
+        living: Age of the last heartbeat from which a scheduler is taken for dead.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Upkeep:
         settlement: Settlement,
         clock: Callable[[], float],
         job_id: int | None = None,
+        living: timedelta = timedelta(seconds=30),
     ) -> None:
         self.settings = settings
         self.in_flight = in_flight
         self.settlement = settlement
         self.clock = clock
         self.job_id = job_id
+        self.living = living
         self.roused = 0
         self._sweep_at = clock()
         self._retry_at = clock()
@@ -135,7 +138,8 @@ class Upkeep:
         Those whose worker was reported gone, though what became of them could not be written then, are settled
         now. So are runs that outlast their limits by far: their worker died and nobody said so. Any other
         reached no executor, since the hand-over failed, and is set back to pending: what reached one is in the
-        ledger until its end was reported, and that is written before this runs.
+        ledger until its end was reported, and that is written before this runs. So is what a scheduler that has
+        died left behind.
         """
         if self.job_id is None:
             return
@@ -159,8 +163,13 @@ class Upkeep:
             self.settlement.settle(session, {*owed, *overdue}, now)
         self.settlement.owed.clear()
         lost = [each for each, leader in with_leaders.items() if leader in away - owed]
-        if lost:
-            callbacks.to_pending(connection, lost)
+        stranded = settling.stranded(
+            connection, living_since=now - self.living, own_job_id=self.job_id, limit=BATCH
+        )
+        if stranded:
+            log.warning("%d callback(s) wait again: the scheduler that granted them is gone", len(stranded))
+        if lost or stranded:
+            callbacks.to_pending(connection, [*lost, *stranded])
 
     def _enqueue(self, session: Session, new: Sequence[items.NewItem], now: datetime) -> None:
         items.enqueue(

@@ -15,11 +15,16 @@ import attrs
 from sqlalchemy import Connection, Integer, Select, Uuid, and_, bindparam, or_, select
 
 from callback_priority.persistence import units
-from callback_priority.persistence.airflow_tables import CALLBACK_TERMINAL, callback_table
+from callback_priority.persistence.airflow_tables import (
+    CALLBACK_TERMINAL,
+    JOB_RUNNING,
+    callback_table,
+    job_table,
+)
 from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks
 from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table, unit_table
 
-__all__ = ["Ridden", "overdue_runs", "requests_of", "runs"]
+__all__ = ["Ridden", "overdue_runs", "requests_of", "runs", "stranded"]
 
 _CALLBACK = callback_table.c
 _ITEM = item_table.c
@@ -82,6 +87,24 @@ _OVERDUE: Final[Select[Any]] = (
     .limit(bindparam("most", type_=Integer))
 )
 
+_LIVING: Final = select(job_table.c.id).where(
+    job_table.c.state == JOB_RUNNING,
+    job_table.c.latest_heartbeat >= bindparam("living_since", type_=UtcDateTime),
+)
+_STRANDED: Final[Select[Any]] = (
+    select(_ITEM.callback_id)
+    .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
+    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
+    .where(
+        _ITEM.state == ItemState.GRANTED.value,
+        _ITEM.scheduler_job_id != bindparam("own_job_id", type_=Integer),
+        _ITEM.scheduler_job_id.not_in(_LIVING),
+        _UNIT.claimed_at.is_(None),
+        _CALLBACK.state == units.CALLBACK_QUEUED,
+    )
+    .limit(bindparam("most", type_=Integer))
+)
+
 
 def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
     """The callbacks of runs, with their units locked; three statements for up to 5,000 callbacks.
@@ -128,3 +151,19 @@ def overdue_runs(conn: Connection, *, claimed_before: datetime, limit: int) -> l
         limit: The most to find in one call.
     """
     return sorted(conn.scalars(_OVERDUE, {"claimed_before": claimed_before, "most": limit}))
+
+
+def stranded(conn: Connection, *, living_since: datetime, own_job_id: int, limit: int) -> list[UUID]:
+    """Callbacks that a scheduler granted which is dead now, and that no worker has taken.
+
+    An executor in the scheduler's own process takes what it had queued with it. One with a broker may still
+    deliver it, and no harm is done: only one worker can take a callback.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        living_since: Schedulers without a heartbeat since then are taken for dead.
+        own_job_id: The scheduler that asks, which is alive whatever its heartbeat says.
+        limit: The most to find in one call.
+    """
+    parameters = {"living_since": living_since, "own_job_id": own_job_id, "most": limit}
+    return sorted(conn.scalars(_STRANDED, parameters))
