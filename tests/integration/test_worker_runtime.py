@@ -789,3 +789,88 @@ def test_an_email_is_sent_with_airflows_subject(lab, monkeypatch):
     supervise(api)
     assert (api.end_of(order)["state"], api.end_of(order)["output"]) == ("success", None)
     assert (lab.path / "mail").read_text().startswith("Airflow alert: ")
+
+
+# Killed tasks ----------------------------------------------------------------------------------------------------
+
+
+def _killed_at_once():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed_after_it_said_that_it_failed():
+    from datetime import datetime, timezone
+
+    from airflow.sdk.execution_time.comms import CommsDecoder, TaskState
+
+    comms = CommsDecoder()
+    comms._get_response()  # the details of what to run
+    comms.send(TaskState(state="failed", end_date=datetime.now(tz=timezone.utc)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed_after_it_said_that_it_is_retried():
+    from datetime import datetime, timezone
+
+    from airflow.sdk.execution_time.comms import CommsDecoder, RetryTask
+
+    comms = CommsDecoder()
+    comms._get_response()  # the details of what to run
+    comms.send(RetryTask(end_date=datetime.now(tz=timezone.utc)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _ends_well():
+    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "should_retry", "told"),
+    [
+        (_killed_at_once, False, ("failed", False)),
+        (_killed_at_once, True, None),
+        (_killed_after_it_said_that_it_failed, False, ("failed", True)),
+        (_killed_after_it_said_that_it_is_retried, True, ("up_for_retry", True)),
+        (_ends_well, False, None),
+    ],
+)
+def test_a_task_whose_process_is_killed_is_told_of_first(lab, monkeypatch, target, should_retry, told):
+    import airflow.sdk.execution_time.callback_supervisor  # noqa: F401 - for the hook
+    from airflow.sdk.api.client import Client
+    from airflow.sdk.api.datamodels._generated import BundleInfo, TaskInstance
+    from airflow.sdk.execution_time.supervisor import ActivitySubprocess
+
+    from callback_priority.worker import hook
+
+    seen = []
+
+    def handle(request):
+        body = json.loads(request.content or b"{}")
+        path = request.url.path.rpartition("/")[2]
+        seen.append((path, body))
+        if path == "run":
+            context = task_request("d", "t")["context_from_server"] | {"should_retry": should_retry}
+            return httpx.Response(200, json=context)
+        return httpx.Response(200, json={"routed": 1})
+
+    client = Client(base_url="http://api/execution/", token="t", transport=httpx.MockTransport(handle))
+    monkeypatch.setenv("AIRFLOW__CALLBACK_PRIORITY__MODE", "active")
+    monkeypatch.setenv("AIRFLOW__CALLBACK_PRIORITY__USE_WORKER_CALLBACKS", "all")
+    what = TaskInstance.model_validate(task_request("d", "t")["ti"])
+    hook.install()
+    try:
+        process = ActivitySubprocess.start(
+            what=what, dag_rel_path="dag.py", bundle_info=BundleInfo(name="lab"), client=client, target=target
+        )
+        process.wait()
+    finally:
+        hook.uninstall()
+    paths = [path for path, _ in seen if path != "heartbeat"]
+    if told is None:
+        assert paths == ["run"]  # for a retry, that is why the scheduler finds it out
+        return
+    body = dict(seen)["killed"]
+    assert (body["state"], body["in_callback"], body["exit_code"]) == (*told, -9)
+    # A retry is reported by the process itself, before its callbacks.
+    retried = target is _killed_after_it_said_that_it_is_retried
+    assert paths == (["run", "state", "killed"] if retried else ["run", "killed", "state"])

@@ -6,7 +6,9 @@ How it is detected. A task's process runs the task, sends its final state to its
 says how far it came:
 
 - *no final state*: the process was killed (out of memory, ``SIGKILL``), called ``os._exit``, or failed before the
-  task began. None of its callbacks for the end has begun, and nobody else runs them: told, once.
+  task began, and none of its callbacks for the end has begun. If the task has no try left, its supervisor sets it
+  to *failed* and nobody runs them: told, once. If it has, the supervisor leaves its state alone; the scheduler
+  finds that out, and asks for the callbacks of a retry itself: not told, or they would be asked for twice.
 - *failed* or *up for retry*: the process was gone in the middle of what follows, perhaps inside a callback. Told
   with ``in_callback``: the callbacks run again from the first, so each runs at least once. Airflow itself ends a
   process that takes too long for this (``[core] task_success_overtime``), which counts as well.
@@ -24,7 +26,7 @@ from typing import Any
 
 from airflow.sdk.api.datamodels._generated import TaskInstanceState
 from airflow.sdk.execution_time.comms import RetryTask
-from airflow.sdk.execution_time.supervisor import SERVER_TERMINATED
+from airflow.sdk.execution_time.supervisor import SERVER_TERMINATED, STATES_SENT_DIRECTLY
 
 from callback_priority.protocol import Killed
 from callback_priority.worker import calls
@@ -45,7 +47,7 @@ def report_of(process: Any) -> Killed | None:
         process: Airflow's ``ActivitySubprocess`` of it.
 
     Returns:
-        ``None`` if its callbacks for the end have run, or there are none to run.
+        ``None`` if its callbacks for the end have run, somebody runs them, or there are none to run.
     """
     exit_code = process._exit_code
     heard = process._terminal_state
@@ -53,6 +55,8 @@ def report_of(process: Any) -> Killed | None:
     if not exit_code or SERVER_TERMINATED in {heard, process.final_state}:
         return None
     if heard is None and pending is None:
+        if process.final_state in STATES_SENT_DIRECTLY:
+            return None
         return Killed(state=_text(process.final_state), exit_code=int(exit_code), in_callback=False)
     if heard is None and isinstance(pending, RetryTask):
         if exit_code == _AFTER_CALLBACKS:

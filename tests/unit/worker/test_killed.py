@@ -44,7 +44,7 @@ def retry():
     ("ended", "told"),
     [
         (process, ("failed", False)),
-        (lambda: process(should_retry=True), ("up_for_retry", False)),
+        (lambda: process(should_retry=True), None),
         (lambda: process(3), ("failed", False)),
         (lambda: process(-9, "failed"), ("failed", True)),
         (lambda: process(-15, "up_for_retry", should_retry=True), ("up_for_retry", True)),
