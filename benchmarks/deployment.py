@@ -141,7 +141,7 @@ class Deployment:
         from airflow.sdk.definitions.callback import SyncCallback
 
         from callback_priority.adapter import callbacks
-        from callback_priority.persistence import items
+        from callback_priority.persistence import enqueueing
         from callback_priority.policy.settings import Settings
 
         settings = Settings()
@@ -163,7 +163,7 @@ class Deployment:
             session.flush()
             deadline.handle_miss(session)
             new = callbacks.new_item(callback.id, callback.data, callback.priority_weight, settings)
-            items.enqueue(
+            enqueueing.enqueue(
                 session.connection(),
                 [new],
                 now=now,

@@ -22,7 +22,8 @@ import uuid6
 from sqlalchemy import insert, select, update
 
 from callback_priority.core.classes import ServiceClass
-from callback_priority.persistence import items, requests, units
+from callback_priority.persistence import requests, units
+from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.requests import NewRequest, NewUnit, Outcome, Target
 from callback_priority.persistence.tables import ItemState, item_table, request_table, unit_table
 from callback_priority.protocol import ENTRY, PREFIX, PROTOCOL, Run
@@ -105,7 +106,7 @@ class Server:
                 ],
             )
             waiting = [
-                items.NewItem(
+                NewItem(
                     callback_id=each,
                     service_class=ServiceClass.TASK_CALLBACK,
                     kind="task_failure",
@@ -114,7 +115,7 @@ class Server:
                 )
                 for each in ids
             ]
-            items.enqueue(conn, waiting, now=now, turn_length_us=1, aging_us=1)
+            enqueue(conn, waiting, now=now, turn_length_us=1, aging_us=1)
             conn.execute(
                 update(item_table)
                 .where(item_table.c.callback_id.in_(ids))

@@ -275,6 +275,30 @@ def test_three_workers_may_end_before_it_runs_and_no_more(airflow_database, rout
     assert len(allocator.ledger) == 0
 
 
+@ON_SQLITE
+def test_only_workers_that_took_it_and_ended_are_counted(airflow_database, routed):
+    """Four workers never take it, two take it and end, and the next one runs it."""
+    ids = routed.callbacks(2, batch=None, per_request=2)
+    doings = ["nothing"] * 4 + ["claim"] * 2
+
+    def script(workers, leader, riding):
+        if leader == ids[0] or not doings:
+            return workers.work(leader, riding)
+        if doings.pop(0) == "claim":
+            workers.claim(leader)
+        return "failed"
+
+    with at_work(1, script=script) as (run, workers, allocator):
+        for _ in range(6):
+            run(3)
+            allocator.clock.seconds += 61
+        run(6)
+    assert workers.runs == [[ids[0]], *[[ids[1]]] * 7]
+    assert routed.bench.callback_states() == {"success": 2}
+    assert [read_units()[each].workers_lost for each in ids] == [0, 2]
+    assert by_id(routed.bench)[ids[1]].attempts == 7
+
+
 def test_what_no_worker_takes_goes_back_to_the_dag_processor(airflow_database, routed):
     """Every request of the run: the worker is without the library, or an older one."""
     ids = routed.callbacks(6, per_request=2)
@@ -579,14 +603,12 @@ def test_what_airflows_own_step_queued_is_settled_as_well(airflow_database, rout
 def test_what_the_triggerer_runs_is_closed_when_it_has_ended(airflow_database, routed):
     from airflow.utils.session import create_session
 
-    from callback_priority.persistence import items
+    from callback_priority.persistence.enqueueing import NewItem, record_triggered
 
     [each] = routed.bench.callbacks(1, state="queued")
-    new = items.NewItem(
-        callback_id=each, service_class=TASK_CALLBACK, kind="task_failure", pool="default_pool"
-    )
+    new = NewItem(callback_id=each, service_class=TASK_CALLBACK, kind="task_failure", pool="default_pool")
     with create_session() as session:
-        items.record_triggered(session.connection(), [new], now=START)
+        record_triggered(session.connection(), [new], now=START)
     with at_work(1) as (run, workers, allocator):
         run(2)
         assert states(routed.bench) == {"triggered": 1}

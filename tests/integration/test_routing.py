@@ -939,7 +939,7 @@ STEPS = {
     "references": ("callback_priority.persistence.references", "read"),
     "executors": ("callback_priority.adapter.routing.executors", "why_not"),
     "rows": ("callback_priority.adapter.routing.units", "write"),
-    "items": ("callback_priority.persistence.items", "enqueue"),
+    "items": ("callback_priority.adapter.routing.units", "enqueue"),
     "units": ("callback_priority.persistence.requests", "add_units"),
     "conclude": ("callback_priority.persistence.requests", "conclude"),
 }

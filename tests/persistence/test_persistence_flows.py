@@ -11,6 +11,7 @@ from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level, Serv
 from callback_priority.core.flows import FlowState
 from callback_priority.core.units import Milliweight, SlotMicros, VirtualTime
 from callback_priority.persistence import flows, items
+from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.tables import flow_table
 from tests.persistence.conftest import job
 
@@ -73,12 +74,10 @@ def test_held_counts_living_schedulers_and_oneself(conn: Connection, now: dateti
     )
     for job_id in range(1, 5):
         new = [
-            items.NewItem(
-                callback_id=uuid.uuid4(), service_class=ServiceClass.DEADLINE, kind="d", pool=f"p{pool}"
-            )
+            NewItem(callback_id=uuid.uuid4(), service_class=ServiceClass.DEADLINE, kind="d", pool=f"p{pool}")
             for pool in range(job_id)
         ]
-        items.enqueue(conn, new, now=now, turn_length_us=1, aging_us=1)
+        enqueue(conn, new, now=now, turn_length_us=1, aging_us=1)
         items.mark_granted(conn, [item.callback_id for item in new], now=now, job_id=job_id, charges={})
     since = now - timedelta(seconds=30)
     deadline = ServiceClass.DEADLINE

@@ -11,9 +11,9 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import mysql
 
 from callback_priority.core.classes import ServiceClass
-from callback_priority.persistence import items
+from callback_priority.persistence import enqueueing, items, waiting
+from callback_priority.persistence.enqueueing import NewItem
 from callback_priority.persistence.flows import read_state
-from callback_priority.persistence.items import NewItem
 from callback_priority.persistence.statements import upsert
 from callback_priority.persistence.tables import ItemState, flow_table, item_table
 from tests.persistence.conftest import callback
@@ -44,11 +44,11 @@ def new(
 
 
 def enqueue(conn: Connection, wanted: list[NewItem], now: datetime) -> int:
-    return items.enqueue(conn, wanted, now=now, turn_length_us=TURN_US, aging_us=AGING_US)
+    return enqueueing.enqueue(conn, wanted, now=now, turn_length_us=TURN_US, aging_us=AGING_US)
 
 
 def order(conn: Connection, limit: int = 1_000, pool: str = "p") -> list[uuid.UUID]:
-    return [head.callback_id for head in items.heads(conn, {(DEADLINE, pool): limit})]
+    return [head.callback_id for head in waiting.heads(conn, {(DEADLINE, pool): limit})]
 
 
 def state_of(conn: Connection, callback_id: uuid.UUID) -> ItemState:
@@ -69,7 +69,7 @@ def test_dags_take_turns_whatever_the_order_of_arrival(conn: Connection, now: da
 def test_a_burst_in_several_calls_is_spaced_like_one(conn: Connection, now: datetime) -> None:
     for _ in range(3):
         enqueue(conn, [new()], now)
-    ranks = [head.rank for head in items.heads(conn, {(DEADLINE, "p"): 9})]
+    ranks = [head.rank for head in waiting.heads(conn, {(DEADLINE, "p"): 9})]
     assert [later - earlier for earlier, later in itertools.pairwise(ranks)] == [TURN_US, TURN_US]
 
 
@@ -132,8 +132,8 @@ def test_the_loop_takes_the_same_statements_for_any_number(
     wanted = [new() for _ in range(count)]
     enqueue(conn, wanted, now)
     assert len(sent) == 2
-    pairs = items.waiting_pairs(conn)
-    ids = [head.callback_id for head in items.heads(conn, dict.fromkeys(pairs, count))]
+    pairs = waiting.waiting_pairs(conn)
+    ids = [head.callback_id for head in waiting.heads(conn, dict.fromkeys(pairs, count))]
     items.mark_granted(conn, ids, now=now, job_id=1, charges={})
     items.mark_done(conn, ids, now)
     assert len(ids) == count
@@ -151,22 +151,22 @@ def test_thousands_of_rows_fit_the_databases_limits(conn: Connection, now: datet
 def test_no_pool_hides_another(conn: Connection, now: datetime) -> None:
     enqueue(conn, [new(pool="big") for _ in range(50)], now)
     enqueue(conn, [new(pool="small"), new(pool="big", service_class=ServiceClass.DAG_CALLBACK)], now)
-    pairs = items.waiting_pairs(conn)
+    pairs = waiting.waiting_pairs(conn)
     assert pairs == [(DEADLINE, "big"), (DEADLINE, "small"), (ServiceClass.DAG_CALLBACK, "big")]
-    heads = items.heads(conn, dict.fromkeys(pairs, 2))
+    heads = waiting.heads(conn, dict.fromkeys(pairs, 2))
     assert [(head.service_class, head.pool) for head in heads] == [pairs[0], *pairs]
 
 
 def test_more_pairs_than_one_statement_carries(conn: Connection, now: datetime) -> None:
     enqueue(conn, [new(pool=f"pool{number}") for number in range(300)], now)
-    pairs = items.waiting_pairs(conn)
+    pairs = waiting.waiting_pairs(conn)
     assert len(pairs) == 300
-    assert len(items.heads(conn, dict.fromkeys(pairs, 1))) == 300
+    assert len(waiting.heads(conn, dict.fromkeys(pairs, 1))) == 300
 
 
 def test_nothing_waits_and_nothing_is_asked(conn: Connection, sent: list[str], now: datetime) -> None:
-    assert items.waiting_pairs(conn) == []
-    assert items.heads(conn, {(DEADLINE, "p"): 0}) == []
+    assert waiting.waiting_pairs(conn) == []
+    assert waiting.heads(conn, {(DEADLINE, "p"): 0}) == []
     assert items.mark_granted(conn, [], now=now, job_id=1, charges={}) == 0
     assert enqueue(conn, [], now) == 0
     assert len(sent) == 1
@@ -244,12 +244,12 @@ def test_companions_are_the_next_of_the_batch(conn: Connection, now: datetime, s
     items.park(conn, ids[4:5], retry_at=now, reason="x")
     conn.execute(update(callback).where(callback.c.id == ids[2]).values(state="success"))
     sent.clear()
-    assert items.companions(conn, [(ids[0], "b")], 3, apart_from=[ids[1]]) == {
+    assert waiting.companions(conn, [(ids[0], "b")], 3, apart_from=[ids[1]]) == {
         ids[0]: [ids[3], ids[5], ids[6]]
     }
     assert len(sent) == 1
-    assert items.companions(conn, [(ids[0], "b")], 0) == {}
-    assert items.companions(conn, [], 3) == {}
+    assert waiting.companions(conn, [(ids[0], "b")], 0) == {}
+    assert waiting.companions(conn, [], 3) == {}
     assert len(sent) == 1
 
 
@@ -260,7 +260,7 @@ def test_leaders_of_one_batch_are_dealt_its_rest_evenly(
     third = batch_of(conn, 9, now, batch="third")
     leaders = [(first[0], "b"), (first[1], "b"), (second[0], "alone"), (third[0], "third")]
     sent.clear()
-    assert items.companions(conn, leaders, 7) == {
+    assert waiting.companions(conn, leaders, 7) == {
         first[0]: [first[2], first[4], first[6]],
         first[1]: [first[3], first[5]],
         third[0]: third[1:8],
@@ -305,16 +305,16 @@ def test_a_companion_that_waits_again_leads_by_itself(conn: Connection, now: dat
 
 
 def test_what_the_triggerer_runs_waits_for_nothing_and_holds_nothing(conn: Connection, now: datetime) -> None:
-    item, waiting = new(batch="b"), new(batch="b")
+    item, follower = new(batch="b"), new(batch="b")
     assert not items.any_triggered(conn)
-    assert items.record_triggered(conn, [item], now=now) == 1
-    assert items.record_triggered(conn, [item], now=now) == 0
+    assert enqueueing.record_triggered(conn, [item], now=now) == 1
+    assert enqueueing.record_triggered(conn, [item], now=now) == 0
     assert items.any_triggered(conn)
-    enqueue(conn, [waiting], now)
-    assert order(conn) == [waiting.callback_id]
-    assert items.companions(conn, [(waiting.callback_id, "b")], 7) == {}
+    enqueue(conn, [follower], now)
+    assert order(conn) == [follower.callback_id]
+    assert waiting.companions(conn, [(follower.callback_id, "b")], 7) == {}
     assert items.mark_granted(conn, [item.callback_id], now=now, job_id=1, charges={}) == 0
-    assert items.mark_companions(conn, {waiting.callback_id: [item.callback_id]}, now=now, job_id=1) == 0
+    assert items.mark_companions(conn, {follower.callback_id: [item.callback_id]}, now=now, job_id=1) == 0
     assert read_state(conn, living_since=now, own_job_id=1).held == {}
     items.mark_done(conn, [item.callback_id], now)
     assert not items.any_triggered(conn)

@@ -14,9 +14,11 @@ from sqlalchemy import Connection, create_engine, func, select
 from sqlalchemy.dialects import mysql
 
 from callback_priority.core.classes import ServiceClass
-from callback_priority.persistence import items, requests
-from callback_priority.persistence.requests import Count, NewRequest, NewUnit, Outcome, Target
+from callback_priority.persistence import items, requests, status
+from callback_priority.persistence.enqueueing import NewItem, enqueue
+from callback_priority.persistence.requests import NewRequest, NewUnit, Outcome, Target
 from callback_priority.persistence.tables import item_table, metadata, request_table, unit_table
+from callback_priority.persistence.units import end_units, redirect_unit
 
 
 def request(key: str = "key", **changes: object) -> NewRequest:
@@ -46,10 +48,10 @@ def unit(of: NewRequest, position: int = 0, target: Target = Target.WORKER) -> N
 
 
 def wait(conn: Connection, unit: NewUnit, now: datetime) -> None:
-    item = items.NewItem(
+    item = NewItem(
         callback_id=unit.callback_id, service_class=ServiceClass.TASK_CALLBACK, kind="task_failure", pool="p"
     )
-    items.enqueue(conn, [item], now=now, turn_length_us=1, aging_us=1)
+    enqueue(conn, [item], now=now, turn_length_us=1, aging_us=1)
 
 
 def rows(conn: Connection, table: object) -> int:
@@ -133,7 +135,7 @@ def test_units_are_kept_with_their_request(conn: Connection) -> None:
     assert (first.name, first.target, first.started_at) == ("sales.tell_0", "worker", None)
     assert (second.name, second.target) == ("sales.tell_1", "triggerer")
     assert json.loads(second.reference) == {"name": "sales.tell", "async": False}
-    requests.redirect_unit(conn, second.callback_id, Target.WORKER)
+    redirect_unit(conn, second.callback_id, Target.WORKER)
     assert [each.target for each in units(conn, mine)] == ["worker", "worker"]
 
 
@@ -147,8 +149,8 @@ def test_a_unit_ends_once(conn: Connection, now: datetime) -> None:
     mine = request()
     ids = [uuid.UUID(int=1), uuid.UUID(int=2)]
     requests.add_units(conn, [attrs.evolve(unit(mine, each.int), callback_id=each) for each in ids])
-    assert requests.end_units(conn, ids[:1], now) == 1
-    assert requests.end_units(conn, ids, now + timedelta(1)) == 1
+    assert end_units(conn, ids[:1], now) == 1
+    assert end_units(conn, ids, now + timedelta(1)) == 1
     assert [each.ended_at for each in units(conn, mine)] == [now, now + timedelta(1)]
 
 
@@ -194,14 +196,15 @@ def test_requests_are_counted_by_what_came_of_them(conn: Connection, now: dateti
         each = request(str(number), kind=kind)
         requests.claim(conn, each, now=now + timedelta(seconds=number))
         requests.conclude(conn, each.id, outcome, reason=reason, units=number_of_units)
-    counted = requests.counts(conn)
-    assert counted == [
-        Count(kind="dag_failure", outcome=Outcome.EMPTY, reason=None, requests=1, units=0),
-        Count(kind="task_failure", outcome=Outcome.FALLBACK, reason="a", requests=1, units=0),
-        Count(kind="task_failure", outcome=Outcome.FALLBACK, reason="b", requests=1, units=0),
-        Count(kind="task_failure", outcome=Outcome.ROUTED, reason=None, requests=2, units=3),
+    counted = status.request_counts(conn, since=now)
+    assert [(each.kind, each.outcome, each.reason, each.requests, each.units) for each in counted] == [
+        ("dag_failure", "empty", None, 1, 0),
+        ("task_failure", "fallback", "a", 1, 0),
+        ("task_failure", "fallback", "b", 1, 0),
+        ("task_failure", "routed", None, 2, 3),
     ]
-    assert requests.counts(conn, since=now + timedelta(seconds=4)) == counted[:1]
+    assert counted[3].last_at == now + timedelta(seconds=1)
+    assert status.request_counts(conn, since=now + timedelta(seconds=4)) == counted[:1]
 
 
 @pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -209,5 +212,5 @@ def test_claiming_is_one_statement_and_counting_another(
     conn: Connection, now: datetime, sent: list[str]
 ) -> None:
     requests.claim(conn, request(), now=now)
-    requests.counts(conn)
+    status.request_counts(conn, since=now)
     assert [each.split()[0] for each in sent] == ["INSERT", "SELECT"]

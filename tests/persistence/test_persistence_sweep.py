@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.persistence import items, requests, settling, status, sweep, units
+from callback_priority.persistence.enqueueing import NewItem, enqueue, record_triggered
 from callback_priority.persistence.tables import ItemState, item_table, unit_table
 from tests.persistence.conftest import callback
 
@@ -33,8 +34,8 @@ def pending(conn: Connection, now: datetime, count: int, kind: str = "executor")
 
 
 def wait(conn: Connection, ids: list[uuid.UUID], now: datetime) -> None:
-    new = [items.NewItem(callback_id=each, service_class=DEADLINE, kind="d", pool="p") for each in ids]
-    items.enqueue(conn, new, now=now, turn_length_us=1, aging_us=1)
+    new = [NewItem(callback_id=each, service_class=DEADLINE, kind="d", pool="p") for each in ids]
+    enqueue(conn, new, now=now, turn_length_us=1, aging_us=1)
 
 
 def set_state(conn: Connection, callback_id: uuid.UUID, state: str) -> None:
@@ -86,8 +87,8 @@ def test_a_leader_stays_granted_until_the_last_of_its_run_has_ended(conn: Connec
 
 def test_what_the_triggerer_has_is_no_foreign_affair(conn: Connection, now: datetime) -> None:
     ids = pending(conn, now, 2, kind="triggerer")
-    new = [items.NewItem(callback_id=each, service_class=DEADLINE, kind="d", pool="p") for each in ids]
-    items.record_triggered(conn, new, now=now)
+    new = [NewItem(callback_id=each, service_class=DEADLINE, kind="d", pool="p") for each in ids]
+    record_triggered(conn, new, now=now)
     set_state(conn, ids[0], "failed")
     assert sweep.settle_foreign(conn, now=now, limit=100) == sweep.Settled(done=0, requeued=0)
     conn.execute(delete(callback).where(callback.c.id == ids[1]))
@@ -127,7 +128,7 @@ def test_a_run_is_read_as_far_as_it_came(conn: Connection, now: datetime, sent: 
         set_state(conn, each, "queued")
     units.claim(conn, dict.fromkeys(ids[:2], "log"), worker="here:1", now=now)
     assert units.mark_started(conn, ids[0], now)
-    assert requests.end_units(conn, ids[:1], now) == 1
+    assert units.end_units(conn, ids[:1], now) == 1
     sent.clear()
     found = {each.callback_id: each for each in settling.runs(conn, [ids[0], ids[5]])}
     assert len(sent) == 3

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Connection, create_engine, insert, select, text, update
 
 from callback_priority.core.classes import ServiceClass
-from callback_priority.persistence import items, requests, units
+from callback_priority.persistence import requests, units
 from callback_priority.persistence.airflow_tables import callback_table
+from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.requests import NewRequest, NewUnit, Outcome, Target
 from callback_priority.persistence.tables import ItemState, item_table, metadata, request_table, unit_table
 from tests.persistence.conftest import airflow as airflows_tables
@@ -59,10 +60,10 @@ def routed(conn: Connection, now: datetime, *, count: int = 1, leader: UUID | No
             for position, each in enumerate(ids)
         ],
     )
-    items.enqueue(
+    enqueue(
         conn,
         [
-            items.NewItem(
+            NewItem(
                 callback_id=each,
                 service_class=ServiceClass.TASK_CALLBACK,
                 kind="task_failure",
@@ -164,6 +165,14 @@ def test_only_units_that_never_began_are_released(conn: Connection, now: datetim
     assert units.release(conn, ids) == 1
     assert the_unit(conn, waiting).claimed_at is the_unit(conn, waiting).worker is None
     assert the_unit(conn, begun).claimed_at == the_unit(conn, ended).claimed_at == now
+
+
+def test_only_a_worker_that_is_lost_counts(conn: Connection, now: datetime) -> None:
+    (unit_id,) = routed(conn, now)
+    for lost in (False, True, True):
+        units.claim(conn, {unit_id: "log"}, worker="host:1", now=now)
+        units.release(conn, [unit_id], worker_lost=lost)
+    assert conn.scalar(select(unit_table.c.workers_lost)) == 2
 
 
 def test_a_unit_that_begins_sets_its_callback_to_running_and_keeps_its_first_time(

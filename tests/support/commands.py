@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import KINDS
 from callback_priority.core.units import SlotMicros
-from callback_priority.persistence.items import NewItem, enqueue, mark_granted
+from callback_priority.persistence.enqueueing import NewItem, enqueue
+from callback_priority.persistence.items import mark_granted
 from callback_priority.persistence.tables import item_table, reference_table, request_table, unit_table
 
 __all__ = [

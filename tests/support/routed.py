@@ -11,7 +11,8 @@ import uuid6
 from sqlalchemy import delete, select, update
 
 from callback_priority.core.kinds import KINDS
-from callback_priority.persistence import items, requests, units
+from callback_priority.persistence import requests, units
+from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.tables import request_table, unit_table
 from callback_priority.protocol import ENTRY
 from tests.support.scheduler import START, Bench
@@ -95,10 +96,10 @@ class RoutedBench:
                         for position, each in enumerate(mine)
                     ],
                 )
-            items.enqueue(
+            enqueue(
                 connection,
                 [
-                    items.NewItem(
+                    NewItem(
                         callback_id=each,
                         service_class=KINDS[kind].service_class,
                         kind=kind,

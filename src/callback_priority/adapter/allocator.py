@@ -52,7 +52,7 @@ from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import TaskAnswer
 from callback_priority.core.units import MICROSECONDS, SlotMicros
 from callback_priority.errors import InternalError
-from callback_priority.persistence import items
+from callback_priority.persistence import items, waiting
 from callback_priority.persistence.flows import read_state, write_flows
 from callback_priority.policy.settings import Mode, Settings
 
@@ -213,7 +213,7 @@ class SlotAllocator:
             occupancy=occupancy,
             parallelism=self.runner._parallelism,
             flows=flows,
-            pairs=items.waiting_pairs(connection),
+            pairs=waiting.waiting_pairs(connection),
             batch_size=self.settings.callback_batch_size,
         )
         snapshot, aside, unfit = snapshot_of(session, plan, self.router)
@@ -359,7 +359,7 @@ class SlotAllocator:
         if not leaders or most < 1:
             return {}
         cannot = {*turn.unfit, *turn.elsewhere, *(each.callback_id for each in turn.aside)}
-        return items.companions(connection, leaders, most, apart_from={*turn.granted, *cannot})
+        return waiting.companions(connection, leaders, most, apart_from={*turn.granted, *cannot})
 
     def _set_aside(self, session: Session, turn: Turn) -> GivenUp | None:
         """Take what cannot run out of the way of what can."""

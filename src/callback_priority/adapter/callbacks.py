@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import KINDS, CallbackKind, DeadlineCallback
 from callback_priority.persistence.airflow_tables import CALLBACK_TERMINAL
-from callback_priority.persistence.items import NewItem
+from callback_priority.persistence.enqueueing import NewItem
 from callback_priority.persistence.sweep import PendingCallback
 from callback_priority.persistence.tables import item_table
 from callback_priority.policy.settings import Settings

@@ -20,7 +20,7 @@ from sqlalchemy import func, select
 from callback_priority.core.classes import CLASS_ORDER, FlowKey, ServiceClass
 from callback_priority.core.flows import FlowState
 from callback_priority.core.snapshot import Backlog, Candidate, Decision, PoolSlots, Snapshot
-from callback_priority.persistence.items import Head, Pair, heads
+from callback_priority.persistence.waiting import Head, Pair, heads
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

@@ -31,17 +31,17 @@ from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.savepoints import savepoint
-from callback_priority.persistence import items, requests, settling, units
+from callback_priority.persistence import items, settling, units
 from callback_priority.policy.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["MOST_ATTEMPTS", "GivenUp", "Settlement"]
+__all__ = ["MOST_WORKERS", "GivenUp", "Settlement"]
 
 log = logging.getLogger(__name__)
 
-MOST_ATTEMPTS: Final = 3
+MOST_WORKERS: Final = 3
 """How many workers may end before a callback was called; one that kills them does not get a fourth."""
 
 MARGIN_SECONDS: Final = 120.0
@@ -141,8 +141,8 @@ class Settlement:
                 failed[each.callback_id] = DIED
             elif each.leader_id not in taken:
                 left.setdefault(each.request_id, []).append(each.callback_id)
-            elif each.attempts >= MOST_ATTEMPTS:
-                failed[each.callback_id] = f"the worker ended {each.attempts} times before it ran"
+            elif each.workers_lost + 1 >= MOST_WORKERS:
+                failed[each.callback_id] = f"the worker ended {each.workers_lost + 1} times before it ran"
             else:
                 again.append(each.callback_id)
         for unknown in leaders - {each.callback_id for each in ridden}:
@@ -150,9 +150,9 @@ class Settlement:
         items.mark_done(connection, done, now)
         if failed:
             callbacks.fail(connection, failed)
-            requests.end_units(connection, failed, now)
+            units.end_units(connection, failed, now)
             items.mark_done(connection, failed, now, "failed: its output says why")
-        self._set_back(connection, again)
+        self._set_back(connection, again, worker_lost=True)
         items.requeue(connection, again, "its worker ended before it ran")
         parked = [
             callback_id
@@ -165,9 +165,9 @@ class Settlement:
         items.park(connection, parked, retry_at=retry_at, reason=NOT_TAKEN)
 
     @staticmethod
-    def _set_back(connection: Any, ids: list[UUID]) -> None:
+    def _set_back(connection: Any, ids: list[UUID], *, worker_lost: bool = False) -> None:
         if ids:
-            units.release(connection, ids)
+            units.release(connection, ids, worker_lost=worker_lost)
             callbacks.to_pending(connection, ids, even_running=True)
 
     def give_up(self, session: Session, reasons: Mapping[UUID, str], now: datetime) -> GivenUp:
@@ -191,7 +191,7 @@ class Settlement:
             callbacks.fail(connection, failed)
             items.mark_done(connection, failed, now, "can never run: its output says why")
         if requested and failed:
-            requests.end_units(connection, failed, now)
+            units.end_units(connection, failed, now)
         return GivenUp(failed=failed, withdrawn=withdrawn)
 
     def reroute_triggered(self, session: Session, now: datetime, limit: int) -> int:

@@ -19,6 +19,7 @@ from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import InFlight
 from callback_priority.adapter.settlement import Settlement
 from callback_priority.persistence import items, requests, settling, sweep
+from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.tables import item_table
 from callback_priority.policy.settings import Settings
 
@@ -171,8 +172,8 @@ class Upkeep:
         if lost or stranded:
             callbacks.to_pending(connection, [*lost, *stranded])
 
-    def _enqueue(self, session: Session, new: Sequence[items.NewItem], now: datetime) -> None:
-        items.enqueue(
+    def _enqueue(self, session: Session, new: Sequence[NewItem], now: datetime) -> None:
+        enqueue(
             session.connection(),
             new,
             now=now,

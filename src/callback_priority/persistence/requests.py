@@ -17,14 +17,13 @@ from typing import Any, Final
 from uuid import UUID
 
 import attrs
-from sqlalchemy import Connection, Insert, bindparam, delete, exists, func, select, update
+from sqlalchemy import Connection, Insert, bindparam, delete, exists, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks, write_rows
+from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks, storable, write_rows
 from callback_priority.persistence.tables import ItemState, item_table, request_table, unit_table
 
 __all__ = [
-    "Count",
     "NewRequest",
     "NewUnit",
     "Outcome",
@@ -33,10 +32,7 @@ __all__ = [
     "add_units",
     "claim",
     "conclude",
-    "counts",
-    "end_units",
     "read_request",
-    "redirect_unit",
     "remove_units",
     "trim",
     "units_of",
@@ -138,25 +134,6 @@ class NewUnit:
     reference: Mapping[str, Any]
 
 
-@attrs.frozen(kw_only=True)
-class Count:
-    """How many requests of a kind came to the same.
-
-    Args:
-        kind: Of `callback_priority.core.kinds.KINDS`.
-        outcome: What came of them.
-        reason: Why.
-        requests: How many there are.
-        units: How many callables came of them.
-    """
-
-    kind: str
-    outcome: Outcome
-    reason: str | None
-    requests: int
-    units: int
-
-
 def claim(conn: Connection, request: NewRequest, *, now: datetime) -> bool:
     """Be the one who handles a request; one statement.
 
@@ -165,7 +142,10 @@ def claim(conn: Connection, request: NewRequest, *, now: datetime) -> bool:
     Returns:
         Whether it came in for the first time. If so, `conclude` it in the same transaction.
     """
-    row = {name: _storable(value) for name, value in attrs.asdict(request, recurse=False).items()}
+    row: dict[str, Any] = {
+        name: storable(value) if isinstance(value, str) else value
+        for name, value in attrs.asdict(request, recurse=False).items()
+    }
     row |= {"outcome": Outcome.ROUTED.value, "reason": None, "units": 0, "received_at": now, "body": None}
     return conn.execute(_insert_once(conn.dialect.name), row).rowcount == 1
 
@@ -203,7 +183,7 @@ def conclude(
         .where(_REQUEST.id == request_id)
         .values(
             outcome=outcome.value,
-            reason=_storable(reason),
+            reason=None if reason is None else storable(reason),
             units=units,
             body=body,
         )
@@ -221,7 +201,7 @@ def add_units(conn: Connection, units: Iterable[NewUnit]) -> int:
             "callback_id": unit.callback_id,
             "request_id": unit.request_id,
             "position": unit.position,
-            "name": _storable(unit.name)[:500],
+            "name": storable(unit.name, 500),
             "target": unit.target.value,
             "reference": json.dumps(unit.reference, sort_keys=True, separators=(",", ":")),
         }
@@ -243,24 +223,6 @@ def units_of(conn: Connection, request_id: UUID) -> list[UUID]:
     """The callbacks of a request's units, in the order in which the Dag lists them."""
     statement = select(_UNIT.callback_id).where(_UNIT.request_id == request_id).order_by(_UNIT.position)
     return list(conn.scalars(statement))
-
-
-def redirect_unit(conn: Connection, callback_id: UUID, target: Target) -> None:
-    """Have something else call a unit that has not been called."""
-    conn.execute(update(unit_table).where(_UNIT.callback_id == callback_id).values(target=target.value))
-
-
-def end_units(conn: Connection, callback_ids: Iterable[UUID], now: datetime) -> int:
-    """Note that units have ended; those that ended before keep their time.
-
-    Returns:
-        How many were noted.
-    """
-    changed = 0
-    for ids in chunks(callback_ids, KEYS_PER_STATEMENT):
-        statement = update(unit_table).where(_UNIT.callback_id.in_(ids), _UNIT.ended_at.is_(None))
-        changed += conn.execute(statement.values(ended_at=now)).rowcount
-    return changed
 
 
 def remove_units(conn: Connection, request_id: UUID) -> int:
@@ -304,28 +266,3 @@ def trim(conn: Connection, *, received_before: datetime, limit: int) -> int:
         conn.execute(delete(unit_table).where(_UNIT.request_id.in_(ids)))
         removed += conn.execute(delete(request_table).where(_REQUEST.id.in_(ids))).rowcount
     return removed
-
-
-def counts(conn: Connection, *, since: datetime | None = None) -> list[Count]:
-    """How many requests there are by kind, outcome and reason, in this order.
-
-    Args:
-        conn: Connection to Airflow's metadata database.
-        since: Only those received from then on.
-    """
-    key = (_REQUEST.kind, _REQUEST.outcome, _REQUEST.reason)
-    statement = select(*key, func.count(), func.sum(_REQUEST.units)).group_by(*key)
-    if since is not None:
-        statement = statement.where(_REQUEST.received_at >= since)
-    found = [
-        Count(kind=kind, outcome=Outcome(outcome), reason=reason, requests=requests, units=int(units))
-        for kind, outcome, reason, requests, units in conn.execute(statement)
-    ]
-    return sorted(found, key=lambda count: (count.kind, count.outcome, count.reason or ""))
-
-
-def _storable(value: Any) -> Any:
-    """Text that a column can hold: PostgreSQL refuses NUL and lone surrogates."""
-    if not isinstance(value, str):
-        return value
-    return value.replace("\0", "").encode(errors="replace").decode()

@@ -40,7 +40,7 @@ class Ridden:
         callback_id: Its key.
         leader_id: The callback that leads the run, possibly itself.
         request_id: What Airflow asked to be called.
-        attempts: How often it has been granted.
+        workers_lost: How many workers had taken it, or the run that it shared, and ended before they called it.
         claimed: Whether a worker took it.
         started: Whether the worker began to call it.
         ended: Whether its end was reported, by the worker or by anybody else.
@@ -49,7 +49,7 @@ class Ridden:
     callback_id: UUID
     leader_id: UUID
     request_id: UUID
-    attempts: int
+    workers_lost: int
     claimed: bool
     started: bool
     ended: bool
@@ -64,7 +64,7 @@ _MEMBERS: Final[Select[Any]] = select(_ITEM.callback_id, _ITEM.leader_id).where(
 _RIDDEN: Final[Select[Any]] = (
     select(
         _ITEM.callback_id,
-        _ITEM.attempts,
+        _UNIT.workers_lost,
         _UNIT.request_id,
         _UNIT.claimed_at,
         _UNIT.started_at,
@@ -124,7 +124,7 @@ def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
             callback_id=row.callback_id,
             leader_id=led_by[row.callback_id],
             request_id=row.request_id,
-            attempts=row.attempts,
+            workers_lost=row.workers_lost,
             claimed=row.claimed_at is not None,
             started=row.started_at is not None,
             ended=row.ended_at is not None or row.state in CALLBACK_TERMINAL,

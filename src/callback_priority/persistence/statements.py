@@ -1,4 +1,4 @@
-"""What the statements of this package share: upserts by dialect, and long lists in pieces."""
+"""What the statements of this package share: upserts by dialect, long lists in pieces, text that columns take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Insert, Table, case
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-__all__ = ["KEYS_PER_STATEMENT", "PARTS_PER_STATEMENT", "chunks", "upsert", "write_rows"]
+__all__ = ["KEYS_PER_STATEMENT", "PARTS_PER_STATEMENT", "chunks", "storable", "upsert", "write_rows"]
 
 KEYS_PER_STATEMENT: Final = 5_000
 """Keys in one ``IN`` list: below SQLite's 32,766 variables and PostgreSQL's 32,767 parameters."""
@@ -29,6 +29,15 @@ def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
     rest = iter(values)
     while piece := list(islice(rest, size)):
         yield piece
+
+
+def storable(text: str, length: int | None = None) -> str:
+    r"""As every database takes it, since PostgreSQL refuses NUL and lone surrogates; cut to a length, if one is given.
+
+    >>> storable("a\0b\ud800c", 3)
+    'ab?'
+    """
+    return text.replace("\0", "").encode(errors="replace").decode()[:length]
 
 
 def upsert(target: Table, dialect: str, *, only_when: tuple[str, Any] | None = None) -> Insert:

@@ -35,6 +35,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TIMESTAMP, TypeDecorator, TypeEngine
 
 __all__ = [
+    "BATCH_LENGTH",
     "BUNDLE_LENGTH",
     "DAG_ID_LENGTH",
     "EXECUTOR_LENGTH",
@@ -57,6 +58,7 @@ POOL_LENGTH: Final = 256
 DAG_ID_LENGTH: Final = 250
 EXECUTOR_LENGTH: Final = 256
 BUNDLE_LENGTH: Final = 250
+BATCH_LENGTH: Final = 64
 
 
 class ItemState(str, Enum):
@@ -153,7 +155,7 @@ item_table = Table(
     Column("scheduler_job_id", Integer, nullable=True),
     Column("attempts", Integer, nullable=False),
     Column("charge", BigInteger, nullable=False),
-    Column("batch", String(64), nullable=True),
+    Column("batch", String(BATCH_LENGTH), nullable=True),
     Column("leader_id", Uuid, nullable=True),
     Index("callback_priority_item_next", "state", "service_class", "pool", "rank", "callback_id"),
     Index("callback_priority_item_turn", "dag_id", "service_class", "priority", "turn"),
@@ -212,6 +214,7 @@ unit_table = Table(
     Column("worker", String(300), nullable=True),
     Column("log_path", String(1000), nullable=True),
     Column("log", Text, nullable=True),
+    Column("workers_lost", Integer, nullable=False, default=0),
     Index("callback_priority_unit_request", "request_id"),
 )
 """What came of a request: one row for each callable, beside its callback and its item."""

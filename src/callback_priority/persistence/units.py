@@ -20,6 +20,7 @@ from uuid import UUID
 import attrs
 from sqlalchemy import (
     Connection,
+    Integer,
     String,
     Text,
     Uuid,
@@ -32,7 +33,8 @@ from sqlalchemy import (
 )
 
 from callback_priority.persistence.airflow_tables import CALLBACK_PENDING, CALLBACK_RUNNING, callback_table
-from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks
+from callback_priority.persistence.requests import Target
+from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks, storable
 from callback_priority.persistence.tables import (
     ItemState,
     UtcDateTime,
@@ -49,10 +51,12 @@ __all__ = [
     "RunUnit",
     "claim",
     "companions",
+    "end_units",
     "lock",
     "mark_ended",
     "mark_started",
     "read_units",
+    "redirect_unit",
     "release",
 ]
 
@@ -174,7 +178,12 @@ _CLAIM: Final = (
 _RELEASE: Final = (
     update(unit_table)
     .where(_UNIT.callback_id.in_(_IDS), _UNIT.started_at.is_(None), _UNIT.ended_at.is_(None))
-    .values(claimed_at=null(), worker=null(), log_path=null())
+    .values(
+        claimed_at=null(),
+        worker=null(),
+        log_path=null(),
+        workers_lost=_UNIT.workers_lost + bindparam("lost", type_=Integer),
+    )
 )
 _START: Final = (
     update(unit_table)
@@ -190,6 +199,12 @@ _END: Final = (
     update(unit_table)
     .where(_UNIT.callback_id == _ID)
     .values(ended_at=_NOW, log=bindparam("new_log", type_=Text))
+)
+_END_UNREPORTED: Final = (
+    update(unit_table).where(_UNIT.callback_id.in_(_IDS), _UNIT.ended_at.is_(None)).values(ended_at=_NOW)
+)
+_REDIRECT: Final = (
+    update(unit_table).where(_UNIT.callback_id == _ID).values(target=bindparam("new_target", type_=String))
 )
 _RESULT: Final = (
     update(callback_table)
@@ -240,25 +255,37 @@ def claim(conn: Connection, log_paths: Mapping[UUID, str], *, worker: str, now: 
             {
                 "unit_id": unit_id,
                 "now": now,
-                "new_worker": _cut(worker, _WORKER_LENGTH),
-                "new_log_path": _cut(path, _LOG_PATH_LENGTH),
+                "new_worker": storable(worker, _WORKER_LENGTH),
+                "new_log_path": storable(path, _LOG_PATH_LENGTH),
             }
             for unit_id, path in sorted(log_paths.items())
         ],
     )
 
 
-def release(conn: Connection, ids: Iterable[UUID]) -> int:
+def release(conn: Connection, ids: Iterable[UUID], *, worker_lost: bool = False) -> int:
     """Take units back from a worker that never began them, so that another may have them.
 
     What the worker still says about them is refused from then on: it says so under the old claim.
 
+    Args:
+        conn: Connection to Airflow's metadata database; the units are locked.
+        ids: The units.
+        worker_lost: Whether a worker had taken their run and ended, which is counted.
+
     Returns:
         How many were taken back; units that began are left as they are.
     """
+    lost = int(worker_lost)
     return sum(
-        conn.execute(_RELEASE, {"ids": piece}).rowcount for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
+        conn.execute(_RELEASE, {"ids": piece, "lost": lost}).rowcount
+        for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
     )
+
+
+def redirect_unit(conn: Connection, callback_id: UUID, target: Target) -> None:
+    """Have something else call a unit that has not been called."""
+    conn.execute(_REDIRECT, {"unit_id": callback_id, "new_target": target.value})
 
 
 def mark_started(conn: Connection, unit_id: UUID, now: datetime) -> bool:
@@ -296,18 +323,21 @@ def mark_ended(
     return True
 
 
-def _encode(text: str) -> bytes:
-    """As every database takes it: PostgreSQL refuses NUL and lone surrogates."""
-    return text.replace("\0", "").encode(errors="replace")
+def end_units(conn: Connection, ids: Iterable[UUID], now: datetime) -> int:
+    """Note that units have ended whose workers did not say so; those that ended before keep their time.
+
+    Returns:
+        How many were noted.
+    """
+    return sum(
+        conn.execute(_END_UNREPORTED, {"ids": piece, "now": now}).rowcount
+        for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
+    )
 
 
 def _head(text: str | None, limit_bytes: int) -> str | None:
-    return None if text is None else _encode(text)[:limit_bytes].decode(errors="ignore")
+    return None if text is None else storable(text).encode()[:limit_bytes].decode(errors="ignore")
 
 
 def _tail(text: str | None, limit_bytes: int) -> str | None:
-    return None if text is None else _encode(text)[-limit_bytes:].decode(errors="ignore")
-
-
-def _cut(text: str, length: int) -> str:
-    return _encode(text).decode()[:length]
+    return None if text is None else storable(text).encode()[-limit_bytes:].decode(errors="ignore")

@@ -23,6 +23,7 @@ from callback_priority.adapter.routing.units import Call, Occasion, executor_dat
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.core.kinds import KINDS
 from callback_priority.persistence import items, requests, units
+from callback_priority.persistence.enqueueing import enqueue
 from callback_priority.persistence.items import Item
 from callback_priority.persistence.requests import Outcome, Request, Target
 from callback_priority.persistence.tables import ItemState, item_table, unit_table
@@ -156,7 +157,7 @@ def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
             done.append(row.callback_id)
     with savepoint(connection, "callback_priority_triggered"):
         items.mark_done(connection, done, now)
-        requests.end_units(connection, done, now)
+        units.end_units(connection, done, now)
     return rerouted
 
 
@@ -208,14 +209,14 @@ def _to_worker(
     if changed:
         # An item that is done is written anew, with a place in the queue.
         items.mark_done(connection, [callback_id], now)
-        items.enqueue(
+        enqueue(
             connection,
             [occasion.item(callback_id, call, settings)],
             now=now,
             turn_length_us=settings.dag_turn_us,
             aging_us=settings.priority_aging_us,
         )
-        requests.redirect_unit(connection, callback_id, Target.WORKER)
+        units.redirect_unit(connection, callback_id, Target.WORKER)
         log.warning("The triggerer could not import %s; a worker calls it", unit.name)
     return True
 

@@ -21,9 +21,9 @@ from sqlalchemy import Connection, exists, insert, select
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import CallbackKind
-from callback_priority.persistence import items, requests
+from callback_priority.persistence import requests
 from callback_priority.persistence.airflow_tables import JOB_RUNNING, TRIGGERER_JOB, job_table
-from callback_priority.persistence.items import NewItem
+from callback_priority.persistence.enqueueing import NewItem, enqueue, record_triggered
 from callback_priority.persistence.requests import NewUnit, Target
 from callback_priority.policy.settings import Settings
 from callback_priority.protocol import ENTRY
@@ -175,14 +175,14 @@ def write(
     new: dict[Target, list[NewItem]] = {target: [] for target in Target}
     for callback_id, call in zip(ids, calls, strict=True):
         new[call.target].append(occasion.item(callback_id, call, settings))
-    items.enqueue(
+    enqueue(
         conn,
         new[Target.WORKER],
         now=now,
         turn_length_us=settings.dag_turn_us,
         aging_us=settings.priority_aging_us,
     )
-    items.record_triggered(conn, new[Target.TRIGGERER], now=now)
+    record_triggered(conn, new[Target.TRIGGERER], now=now)
     requests.add_units(
         conn,
         [

@@ -71,6 +71,7 @@ def upgrade() -> None:
         sa.Column("worker", sa.String(300), nullable=True),
         sa.Column("log_path", sa.String(1000), nullable=True),
         sa.Column("log", sa.Text(), nullable=True),
+        sa.Column("workers_lost", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("callback_id"),
     )
     op.create_index("callback_priority_unit_request", "callback_priority_unit", ["request_id"])
