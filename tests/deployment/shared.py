@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.support.deployment import Deployment
 from tests.support.tables import markdown_table, state_section
 
-__all__ = ["HERE", "RUN_ID", "all_ended", "command", "state_table"]
+__all__ = ["HERE", "FREQUENT_PARSES", "RUN_ID", "all_ended", "command", "state_table"]
 
 HERE = Path(__file__).parent
+FREQUENT_PARSES: Mapping[str, Mapping[str, object]] = {"dag_processor": {"min_file_process_interval": 5}}
+"""Airflow's Dag processor lets a callback that comes while its file is being processed wait for the file's next parse."""
 RUN_ID = "provoked"
 
 _ROOT = Path(__file__).parents[2]
