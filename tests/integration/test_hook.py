@@ -293,6 +293,33 @@ def test_a_pool_that_does_not_exist_is_wrong_too(airflow_database, option, caplo
 
 
 @ON_SQLITE
+def test_an_executor_that_is_not_configured_is_wrong_too(airflow_database, option, caplog):
+    option("callback_executor", '{"task_callback": "NowhereExecutor"}')
+    with hooked(), scheduler(LoopExecutor(4)) as run:
+        run(1)
+    [line] = errors(caplog)
+    assert "NowhereExecutor" in line
+
+
+@ON_SQLITE
+def test_executors_that_airflow_cannot_list_are_left_to_airflow(
+    airflow_database, option, caplog, monkeypatch
+):
+    from airflow.exceptions import AirflowConfigException
+
+    from callback_priority.adapter import replacements
+
+    def unreadable():
+        raise AirflowConfigException("on purpose")
+
+    monkeypatch.setattr(replacements, "configured_executors", unreadable)
+    option("callback_executor", '{"task_callback": "NowhereExecutor"}')
+    with hooked(), scheduler(LoopExecutor(4)) as run:
+        assert run(1)._callback_priority.active
+    assert errors(caplog) == []
+
+
+@ON_SQLITE
 def test_settings_are_read_at_the_first_loop_and_said(airflow_database, option, caplog):
     caplog.set_level(logging.INFO, logger="callback_priority")
     option("policy", "tasks_first")

@@ -282,6 +282,7 @@ def test_each_kind_becomes_a_callback_an_item_and_a_unit_for_each_callable(bench
             "dag_id": "work",
             "dag_run_id": str(bench.dag()),
             "kind": kind,
+            "pool": "default_pool",
             "prefix": "callback_priority",
         }
         assert callback.bundle_name == "dags-folder"
@@ -962,9 +963,9 @@ def test_a_failure_in_any_step_leaves_what_airflow_writes(bench, monkeypatch, ca
 
 @ON_SQLITE
 def test_a_metric_that_cannot_be_counted_sends_nothing_twice(bench, monkeypatch):
-    from callback_priority.adapter.routing import router
+    from callback_priority.adapter import metrics
 
-    monkeypatch.setattr(router.stats, "incr", broken)
+    monkeypatch.setattr(metrics.stats, "incr", broken)
     send(dag_request())
     assert stock_rows() == []
     assert outcomes() == [("dag_failure", "routed", None, 2)]
@@ -978,6 +979,69 @@ def test_a_cause_is_told_in_full_once(bench, monkeypatch, caplog):
     assert len(lines(caplog, logging.ERROR)) == 1
     assert len(lines(caplog, logging.WARNING)) == 2
     assert len(stock_rows()) == 3
+
+
+def swept() -> None:
+    """A scheduler's upkeep has been over the tables."""
+    from airflow.utils.session import create_session
+
+    from callback_priority.adapter.routing import sink
+
+    with scheduler(LoopExecutor(1), settings=sink.settings()) as run:
+        allocator = run(0)._callback_priority
+        with create_session() as session:
+            allocator.upkeep.run(session, datetime.now(timezone.utc))
+
+
+@pytest.mark.parametrize("batch_size", ["1", "8"])
+def test_an_item_that_was_lost_is_made_again_as_routing_made_it(bench, option, batch_size):
+    """Its pool, its priority and with whom it shares a run, which none of the options gives a deadline's."""
+    from airflow.utils.session import create_session
+
+    option("callback_pool", '{"task_callback": "inherit"}')
+    option("dag_priorities", '{"work": 3}')
+    option("callback_batch_size", batch_size)
+    send(task_request())
+    send(dag_request())
+    same = [
+        item_table.c[name]
+        for name in (
+            "callback_id",
+            "kind",
+            "service_class",
+            "pool",
+            "priority",
+            "executor",
+            "dag_run_id",
+            "batch",
+        )
+    ]
+    with create_session() as session:
+        before = session.execute(select(*same).order_by(same[0])).all()
+        session.execute(delete(item_table))
+    assert {(row.pool, row.priority) for row in before} == {("etl", 7), ("default_pool", 3)}
+    assert len({row.batch for row in before}) == (1 if batch_size == "1" else 2)
+    swept()
+    with create_session() as session:
+        assert session.execute(select(*same).order_by(same[0])).all() == before
+
+
+@ON_SQLITE
+def test_an_item_is_made_again_without_a_batch_where_its_request_cannot_be_read(bench):
+    from airflow.utils.session import create_session
+
+    send(dag_request())
+    with create_session() as session:
+        session.execute(delete(item_table))
+        session.execute(update(request_table).values(body='{"type": "of a newer Airflow"}'))
+    swept()
+    assert {(item.kind, item.batch) for item in rows(item_table)} == {("dag_failure", None)}
+
+
+def test_what_is_known_of_a_dag_goes_with_the_dag(bench):
+    parsed(dag_id="gone")
+    swept()
+    assert {row.dag_id for row in rows(reference_table)} == {"work"}
 
 
 TABLES = [request_table, unit_table, item_table, reference_table]

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import attrs
-from airflow._shared.observability.metrics import stats
 from airflow.models.callback import CallbackKey
 from airflow.models.pool import Pool
 from airflow.utils.db import DBLocks
@@ -36,7 +35,7 @@ from airflow.utils.sqlalchemy import get_dialect_name
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
-from callback_priority.adapter import callbacks
+from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.breaker import Breaker
 from callback_priority.adapter.handover import HandOver
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
@@ -378,8 +377,6 @@ class SlotAllocator:
         """Log and count what was set aside, now that it is written."""
         if given_up is not None:
             given_up.tell()
-            self._count("callbacks_failed", len(given_up.failed))
-            self._count("callbacks_withdrawn", len(given_up.withdrawn))
         if turn.missing:
             self.upkeep.sweep_soon()
         for reason, ids in turn.aside_by_reason().items():
@@ -401,7 +398,7 @@ class SlotAllocator:
                 self.shadow.committed()
                 self.breaker.succeeded()
                 handed = self.hand.give(session, turn)
-                self._count("callbacks_granted", handed)
+                metrics.count("callbacks_granted", handed)
             self.hand.adopt_queued()
         except Exception as error:
             self._failed("hand over", error)
@@ -522,9 +519,4 @@ class SlotAllocator:
                 self.breaker.back_off_seconds,
                 cause,
             )
-        self._count("failures", 1)
-
-    @staticmethod
-    def _count(name: str, count: int) -> None:
-        if count:
-            stats.incr(f"callback_priority.{name}", count)
+        metrics.count("failures")

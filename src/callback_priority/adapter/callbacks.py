@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 from uuid import UUID
 
 import attrs
@@ -44,11 +44,15 @@ _CLASSES: Final = {each.value: each for each in ServiceClass}
 
 def kind_of(data: object) -> type[CallbackKind]:
     """What a callback is called for, by the data of its row: only rows that this library wrote say."""
-    if isinstance(data, dict) and data.get("path") == ENTRY:
+    if _is_ours(data):
         kind = data.get("kind")
         if isinstance(kind, str):
             return KINDS.get(kind, DeadlineCallback)
     return DeadlineCallback
+
+
+def _is_ours(data: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(data, dict) and data.get("path") == ENTRY
 
 
 def new_item(callback_id: UUID, data: object, priority_weight: int, settings: Settings) -> NewItem:
@@ -61,7 +65,8 @@ def new_item(callback_id: UUID, data: object, priority_weight: int, settings: Se
         priority_weight: Airflow's own priority for it.
         settings: Which pool and executor its class is for, and priorities by Dag id.
 
-    A callback that this library wrote says what it is for, and the pool of its task; any other is a deadline's.
+    A callback that this library wrote says what it is for and what it draws on, and its priority is settled; any
+    other is a deadline's.
     """
     fields = data if isinstance(data, dict) else {}
     kind = kind_of(data)
@@ -75,7 +80,7 @@ def new_item(callback_id: UUID, data: object, priority_weight: int, settings: Se
         dag_id=dag_id,
         dag_run_id=_run_key(fields.get("dag_run_id")),
         executor=_text(fields, "executor") or settings.callback_executor.get(service_class),
-        priority=settings.priority(dag_id, priority_weight),
+        priority=priority_weight if _is_ours(data) else settings.priority(dag_id, priority_weight),
     )
 
 

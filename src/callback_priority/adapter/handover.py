@@ -125,12 +125,15 @@ class HandOver:
         keys = [CallbackKey(str(each)) for each in (*refused, *returned)]
         self.in_flight.routed.difference_update(keys)
         riding = [each for leader in (*refused, *returned) for each in turn.companions.get(leader, ())]
+        given_up = None
         with savepoint(connection, "callback_priority_return"):
             if returned or riding:
                 callbacks.to_pending(connection, [*returned, *riding])
                 items.requeue(connection, [*returned, *riding], "its executor did not take it")
             if refused:
-                self.settlement.give_up(session, refused, self.utcnow())
+                given_up = self.settlement.give_up(session, refused, self.utcnow())
+        if given_up is not None:
+            given_up.tell()
 
     def adopt_queued(self) -> None:
         """Enter what reached an executor by other ways, so that it is not lost from sight once dispatched."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.configuration import conf
+from airflow.exceptions import AirflowConfigException
 from airflow.models.callback import ExecutorCallback
 from airflow.models.pool import Pool
 from airflow.utils.session import create_session
@@ -21,7 +22,7 @@ from sqlalchemy import inspect, select
 
 from callback_priority.adapter import compat, patches
 from callback_priority.adapter.allocator import NEW_ITEMS, SlotAllocator
-from callback_priority.adapter.config import raw_section
+from callback_priority.adapter.config import configured_executors, raw_section
 from callback_priority.errors import ConfigurationError
 from callback_priority.persistence.tables import flow_table, item_table
 from callback_priority.policy.parse import load_settings, parse_settings
@@ -92,7 +93,11 @@ def _settings(runner: SchedulerJobRunner) -> Settings | None:
             " and no table ".join(missing),
         )
         return None
-    return load_settings(raw, pool_slots=pools, parallelism=runner._parallelism)
+    try:
+        executors = configured_executors()
+    except AirflowConfigException:
+        executors = None  # Airflow's own complaint about it is better than ours
+    return load_settings(raw, pool_slots=pools, parallelism=runner._parallelism, executors=executors)
 
 
 def _do_scheduling(original: Callable[..., int], runner: SchedulerJobRunner, session: Session) -> int:

@@ -27,7 +27,7 @@ from uuid import UUID
 import attrs
 from airflow.models.callback import CallbackKey
 
-from callback_priority.adapter import callbacks
+from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.savepoints import savepoint
@@ -66,11 +66,19 @@ class GivenUp:
     withdrawn: Mapping[UUID, str]
 
     def tell(self) -> None:
-        """Log it, once it was written."""
-        for callback_id, reason in self.failed.items():
-            log.error("Callback %s can never run and is failed: %s", callback_id, reason)
-        for callback_id, reason in self.withdrawn.items():
-            log.warning("Callback %s goes back to the Dag processor: %s", callback_id, reason)
+        """Log and count it, once it was written; who withdraws counts that."""
+        metrics.count("callbacks_failed", len(self.failed))
+        for reason, ids in _by_reason(self.failed).items():
+            log.error("%d callback(s) cannot run and are failed, e.g. %s: %s", len(ids), ids[0], reason)
+        for reason, ids in _by_reason(self.withdrawn).items():
+            log.warning("%d callback(s) go back to the Dag processor, e.g. %s: %s", len(ids), ids[0], reason)
+
+
+def _by_reason(reasons: Mapping[UUID, str]) -> dict[str, list[UUID]]:
+    by_reason: dict[str, list[UUID]] = {}
+    for callback_id, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(callback_id)
+    return by_reason
 
 
 class Settlement:
@@ -152,6 +160,7 @@ class Settlement:
             callbacks.fail(connection, failed)
             units.end_units(connection, failed, now)
             items.mark_done(connection, failed, now, "failed: its output says why")
+            metrics.count("callbacks_failed", len(failed))
         self._set_back(connection, again, worker_lost=True)
         items.requeue(connection, again, "its worker ended before it ran")
         parked = [

@@ -13,12 +13,14 @@ from airflow.models.connection_test import ConnectionTestKey, ConnectionTestRequ
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import CallbackState, TaskInstanceState
-from sqlalchemy import select, union_all
+from sqlalchemy import Connection, select, union_all
 
 from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import InFlight
+from callback_priority.adapter.routing import fallback
+from callback_priority.adapter.routing.units import batched
 from callback_priority.adapter.settlement import Settlement
-from callback_priority.persistence import items, requests, settling, sweep
+from callback_priority.persistence import items, references, requests, settling, sweep
 from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.tables import item_table
 from callback_priority.policy.settings import Settings
@@ -109,8 +111,7 @@ class Upkeep:
                     callback_id: f"expired after {self.settings.executor_time_to_live_seconds:g} s: {reason}"
                     for callback_id, reason in expired.items()
                 }
-                self.settlement.give_up(session, reasons, now)
-                log.error("%d callback(s) expired, e.g.: %s", len(reasons), next(iter(reasons.values())))
+                self.settlement.give_up(session, reasons, now).tell()
             self.roused += items.unpark_due(connection, now, limit=BATCH)
             if items.any_triggered(connection):
                 self.roused += self.settlement.reroute_triggered(session, now, BATCH)
@@ -126,12 +127,29 @@ class Upkeep:
         removed = sweep.remove_orphans(connection, limit=BATCH)
         settled = sweep.settle_foreign(connection, now=now, limit=BATCH)
         found = sweep.callbacks_without_item(connection, BATCH)
-        self._enqueue(session, [callbacks.swept_item(each, self.settings) for each in found], now)
+        self._enqueue(session, self._items_of(connection, found), now)
         self.roused += settled.requeued + len(found)
         horizon = now - timedelta(seconds=self.settings.history_seconds)
         trimmed = sweep.trim_history(connection, finished_before=horizon, limit=BATCH)
         forgotten = requests.trim(connection, received_before=horizon, limit=BATCH)
-        return max(removed, settled.done + settled.requeued, len(found), trimmed, forgotten) >= BATCH
+        unknown = references.forget_unknown_dags(connection, limit=BATCH)
+        return max(removed, settled.done + settled.requeued, len(found), trimmed, forgotten, unknown) >= BATCH
+
+    def _items_of(self, connection: Connection, found: Sequence[sweep.PendingCallback]) -> list[NewItem]:
+        """The items of callbacks without one; a routed callback's is what routing gave it."""
+        if not found:
+            return []
+        bodies = requests.bodies_of(connection, [each.callback_id for each in found])
+        new = []
+        for each in found:
+            item = callbacks.swept_item(each, self.settings)
+            if (body := bodies.get(each.callback_id)) is not None:
+                try:
+                    item = batched(item, fallback.request_of(body), self.settings)
+                except ValueError:
+                    log.debug("The request of callback %s cannot be read", each.callback_id, exc_info=True)
+            new.append(item)
+        return new
 
     def _take_back_lost(self, session: Session, now: datetime) -> None:
         """Take up callbacks that were granted and are with no executor.

@@ -17,8 +17,8 @@ from airflow.utils.state import CallbackState
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, delete, insert, select, update
 
+from callback_priority.adapter import metrics
 from callback_priority.adapter.routing import executors, sink
-from callback_priority.adapter.routing.router import count
 from callback_priority.adapter.routing.units import Call, Occasion, executor_data
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.core.kinds import KINDS
@@ -99,7 +99,8 @@ def withdraw(session: Session, request_id: UUID, reason: str) -> bool:
                 created_at=datetime.now(timezone.utc),
             )
         )
-    count(request.kind, "withdrawn")
+    metrics.count("requests", kind=request.kind, outcome="withdrawn")
+    metrics.count("callbacks_withdrawn", len(ids))
     return True
 
 

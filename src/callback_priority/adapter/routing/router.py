@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import uuid6
-from airflow._shared.observability.metrics import stats
 from airflow.models.dag import DagModel
 from sqlalchemy import Connection, exists, select
 
+from callback_priority.adapter import metrics
 from callback_priority.adapter.routing import executors, units
 from callback_priority.adapter.routing.units import Call, Occasion
 from callback_priority.adapter.routing.what import DagRunFacts, TaskFacts, What, dag_run_of, what_of
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from airflow.callbacks.callback_requests import CallbackRequest
     from sqlalchemy.orm import Session
 
-__all__ = ["EMAIL", "NOT_PARSED", "Answer", "Router", "count", "log_once"]
+__all__ = ["EMAIL", "NOT_PARSED", "Answer", "Router", "log_once"]
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,6 @@ def log_once(level: int, *about: str, text: str) -> None:
     if about not in _told:
         _told.add(about)
         log.log(level, "%s", text)
-
-
-def count(kind: str, outcome: str) -> None:
-    """Count in Airflow's metrics what became of a request; what is written already must not suffer if that fails."""
-    try:
-        stats.incr("callback_priority.requests", tags={"kind": kind, "outcome": outcome})
-    except Exception:
-        log.exception("A request could not be counted")
 
 
 @attrs.frozen(kw_only=True)
@@ -156,13 +148,13 @@ class Router:
         now = self.utcnow()
         with savepoint(connection, "callback_priority_route"):
             if not requests.claim(connection, new, now=now):
-                count(new.kind, "duplicate")
+                metrics.count("requests", kind=new.kind, outcome="duplicate")
                 return _TAKEN if active else _STOCK
             verdict = self._judge(request, what, new, run, task, session, connection, now)
             if not active:
                 reason = verdict.reason or verdict.outcome.value
                 requests.conclude(connection, new.id, Outcome.SHADOW, reason=reason)
-                count(new.kind, Outcome.SHADOW.value)
+                metrics.count("requests", kind=new.kind, outcome=Outcome.SHADOW.value)
                 return _STOCK
             routed = verdict.outcome is Outcome.ROUTED
             if verdict.occasion is not None:
@@ -175,7 +167,7 @@ class Router:
                 units=len(verdict.calls),
                 body=request.to_json() if routed else None,
             )
-        count(new.kind, verdict.outcome.value)
+        metrics.count("requests", kind=new.kind, outcome=verdict.outcome.value)
         if verdict.outcome is Outcome.FALLBACK:
             self._falls_back(what, str(verdict.reason))
             return _STOCK

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 import attrs
@@ -31,7 +31,17 @@ from callback_priority.protocol import ENTRY
 if TYPE_CHECKING:
     from airflow.callbacks.callback_requests import CallbackRequest
 
-__all__ = ["PREFIX", "TRIGGERER_ENTRY", "Call", "Occasion", "executor_data", "triggerer_lives", "write"]
+__all__ = [
+    "PREFIX",
+    "TRIGGERER_ENTRY",
+    "Call",
+    "OfFile",
+    "Occasion",
+    "batched",
+    "executor_data",
+    "triggerer_lives",
+    "write",
+]
 
 PREFIX: Final = "callback_priority"
 """What Airflow's own metrics of these callbacks begin with."""
@@ -95,7 +105,7 @@ class Occasion:
 
     def item(self, callback_id: UUID, call: Call, settings: Settings) -> NewItem:
         """The item of a callable."""
-        return NewItem(
+        item = NewItem(
             callback_id=callback_id,
             service_class=self.service_class,
             kind=self.kind.kind,
@@ -104,21 +114,43 @@ class Occasion:
             dag_run_id=self.dag_run_id,
             executor=call.executor,
             priority=self.priority,
-            batch=self._batch(call, settings) if settings.callback_batch_size > 1 else None,
         )
+        return batched(item, self, settings)
 
-    def _batch(self, call: Call, settings: Settings) -> str:
-        """Equal for callables that one process can call: one Dag file, one place to run, one share to pay from."""
-        alike = [
-            self.bundle_name,
-            self.bundle_version,
-            self.filepath,
-            call.executor,
-            settings.callback_queue.get(self.service_class),
-            self.service_class.value,
-            self.pool,
-        ]
-        return hashlib.sha256(json.dumps(alike).encode()).hexdigest()
+
+class OfFile(Protocol):
+    """Says in which Dag file its callables are."""
+
+    @property
+    def bundle_name(self) -> str: ...  # noqa: D102 - see Occasion
+    @property
+    def bundle_version(self) -> str | None: ...  # noqa: D102
+    @property
+    def filepath(self) -> str: ...  # noqa: D102
+
+
+def batched(item: NewItem, file: OfFile, settings: Settings) -> NewItem:
+    """An item with its batch, which is equal for all that one process can call.
+
+    That is one Dag file, one place to run, and one share to pay from.
+
+    Args:
+        item: The item.
+        file: Where its callable is.
+        settings: Whether runs are shared, and the queues of classes.
+    """
+    if settings.callback_batch_size <= 1:
+        return item
+    alike = [
+        file.bundle_name,
+        file.bundle_version,
+        file.filepath,
+        item.executor,
+        settings.callback_queue.get(item.service_class),
+        item.service_class.value,
+        item.pool,
+    ]
+    return attrs.evolve(item, batch=hashlib.sha256(json.dumps(alike).encode()).hexdigest())
 
 
 @attrs.frozen(kw_only=True)
@@ -211,6 +243,7 @@ def _executed(occasion: Occasion, call: Call, settings: Settings) -> ExecutorCal
         _Definition(path=ENTRY, kwargs={}, executor=call.executor),  # type: ignore[arg-type]
         fetch_method=CallbackFetchMethod.DAG_ATTRIBUTE,
         **_labels(occasion),
+        pool=occasion.pool,
         **({} if queue is None else {"queue": queue}),
     )
 
