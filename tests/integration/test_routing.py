@@ -452,6 +452,35 @@ def test_without_a_living_triggerer_workers_call_what_is_asynchronous(triggerer,
     assert rows(Trigger.__table__) == []
 
 
+def another_triggerer() -> int:
+    from airflow.jobs.job import Job
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        job = Job(job_type="TriggererJob", state="running")
+        job.latest_heartbeat = datetime.now(timezone.utc)
+        session.add(job)
+        session.flush()
+        return job.id
+
+
+def test_airflows_triggerers_take_callbacks_from_each_other(triggerer):
+    """Why only one may live: each runs what it has taken, and drops in the middle what was taken from it."""
+    from airflow.models.trigger import Trigger
+
+    send_async()
+    other = another_triggerer()
+    for job_id in (triggerer, other, triggerer):
+        Trigger.assign_unassigned(job_id, 100, 30)
+        assert len(Trigger.ids_for_triggerer(job_id)) == 1
+
+
+def test_with_several_triggerers_workers_call_what_is_asynchronous(triggerer):
+    another_triggerer()
+    send_async()
+    assert [unit.target for unit in unit_rows()] == ["worker"]
+
+
 def in_the_job(values) -> None:
     from airflow.jobs.job import Job
     from airflow.utils.session import create_session
@@ -514,6 +543,38 @@ def test_what_the_triggerer_cannot_import_goes_to_a_worker(triggerer):
         assert callback.fetch_method == "dag_attribute"
         assert callback.data["path"] == ENTRY
         assert callback.data["kind"] == "dag_failure"
+
+
+def test_what_no_triggerer_takes_goes_to_a_worker(triggerer, monkeypatch):
+    """It has ended since, is full, or was started for other queues."""
+    from airflow.models.trigger import Trigger
+
+    from callback_priority.adapter.routing import fallback
+
+    parsed(Document(dag={"failure": (MAIL_ASYNC, MAIL_ASYNC)}))
+    send(dag_request())
+    taken, _left = rows(Trigger.__table__, Trigger.__table__.c.id)
+    in_the_trigger(taken.id, triggerer_id=triggerer)
+    assert reroute() == 0, "it has only just been sent"
+    monkeypatch.setattr(fallback, "UNTAKEN_SECONDS", 0.0)
+    assert reroute() == 1
+    assert reroute() == 0
+    assert [unit.target for unit in unit_rows()] == ["triggerer", "worker"]
+    assert sorted(item.state for item in rows(item_table)) == ["triggered", "waiting"]
+    of_triggerer, of_executor = (callback_rows()[at] for at in (0, 1))
+    assert (of_triggerer.type, of_triggerer.trigger_id) == ("triggerer", taken.id)
+    assert (of_executor.type, of_executor.state, of_executor.trigger_id) == ("executor", "pending", None)
+    Trigger.assign_unassigned(triggerer, 100, 30)
+    assert Trigger.ids_for_triggerer(triggerer) == [taken.id], "nobody runs it beside the worker"
+
+
+def in_the_trigger(trigger_id: int, **values) -> None:
+    from airflow.models.trigger import Trigger
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        table = Trigger.__table__
+        session.execute(update(table).where(table.c.id == trigger_id).values(**values))
 
 
 def send_async() -> None:

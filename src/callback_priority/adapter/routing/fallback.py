@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 
 NOT_IMPORTED: Final = "Failed to import the callable on the triggerer"
 """How Airflow's trigger begins its output where our module, or the callable's own, cannot be imported."""
+
+UNTAKEN_SECONDS: Final = 60.0
+"""How long a callback waits for a triggerer to take it, before a worker calls it: the triggerer may have ended, be
+full, or serve other queues only."""
 
 _CALLBACK: Final = Callback.__table__
 _TRIGGER: Final = Trigger.__table__
@@ -122,10 +126,11 @@ def _begun(connection: Connection, unit: RunUnit) -> bool:
 
 
 def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
-    """Settle what the triggerer has done, and have workers run what it could not import.
+    """Settle what the triggerer has done, and have workers run what it could not import, or has not taken.
 
     A triggerer without this library, or without the module that a callable is in, calls nothing. Airflow's row
-    says so, and becomes that of a callback which waits for an executor.
+    says so, and becomes that of a callback which waits for an executor. So does that of one which no triggerer
+    has taken for a while.
 
     Args:
         session: A transaction of the scheduler's; not committed here.
@@ -144,36 +149,70 @@ def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
         .where(_CALLBACK.c.state.in_(_ENDED) | _CALLBACK.c.id.is_(None))
         .limit(limit)
     )
+    untaken = (
+        select(item_table.c.callback_id)
+        .join(_CALLBACK, _CALLBACK.c.id == item_table.c.callback_id)
+        .join(_TRIGGER, _TRIGGER.c.id == _CALLBACK.c.trigger_id)
+        .where(item_table.c.state == ItemState.TRIGGERED.value, _CALLBACK.c.state == CallbackState.QUEUED)
+        .where(item_table.c.enqueued_at < now - timedelta(seconds=UNTAKEN_SECONDS))
+        .where(_TRIGGER.c.triggerer_id.is_(None))
+        .limit(limit)
+    )
     done: list[UUID] = []
     rerouted = 0
     settings = sink.settings()
-    rows = connection.execute(ended).all()
-    if not rows:
-        return 0
-    for row in rows:
+    for row in connection.execute(ended).all():
         failed_to_import = row.state == CallbackState.FAILED and (row.output or "").startswith(NOT_IMPORTED)
         if settings is not None and failed_to_import and _reroute(session, row.callback_id, settings, now):
             rerouted += 1
         else:
             done.append(row.callback_id)
-    with savepoint(connection, "callback_priority_triggered"):
-        items.mark_done(connection, done, now)
-        units.end_units(connection, done, now)
+    if settings is not None:
+        for callback_id in connection.scalars(untaken).all():
+            rerouted += _reroute(session, callback_id, settings, now, untaken=True)
+    if done:
+        with savepoint(connection, "callback_priority_triggered"):
+            items.mark_done(connection, done, now)
+            units.end_units(connection, done, now)
     return rerouted
 
 
-def _reroute(session: Session, callback_id: UUID, settings: Settings, now: datetime) -> bool:
+def _reroute(
+    session: Session, callback_id: UUID, settings: Settings, now: datetime, *, untaken: bool = False
+) -> bool:
     connection = session.connection()
+    why = "no triggerer has taken it" if untaken else "the triggerer could not import it"
     try:
         with savepoint(connection, "callback_priority_reroute_one"):
-            return _to_worker(session, connection, callback_id, settings, now)
+            # As in `withdraw`: the unit first, and then its trigger.
+            units.lock(connection, [callback_id])
+            if untaken and not _take_away(connection, callback_id):
+                return False
+            return _to_worker(session, connection, callback_id, settings, now, why)
     except Exception:
-        log.exception("Callback %s could not be imported by the triggerer, and not be rerouted", callback_id)
+        log.exception("Callback %s could not be rerouted, though %s", callback_id, why)
         return False
 
 
+def _take_away(connection: Connection, callback_id: UUID) -> bool:
+    """Keep triggerers from a callback that none has taken; returns whether that is still so."""
+    trigger = (
+        select(_TRIGGER.c.id)
+        .join(_CALLBACK, _CALLBACK.c.trigger_id == _TRIGGER.c.id)
+        .where(_CALLBACK.c.id == callback_id, _CALLBACK.c.state == CallbackState.QUEUED)
+        .where(_TRIGGER.c.triggerer_id.is_(None))
+        .with_for_update(of=_TRIGGER, skip_locked=True)
+    )
+    return connection.execute(trigger).one_or_none() is not None
+
+
 def _to_worker(
-    session: Session, connection: Connection, callback_id: UUID, settings: Settings, now: datetime
+    session: Session,
+    connection: Connection,
+    callback_id: UUID,
+    settings: Settings,
+    now: datetime,
+    why: str,
 ) -> bool:
     found = units.read_units(connection, [callback_id])
     item = items.read_item(connection, callback_id)
@@ -187,7 +226,7 @@ def _to_worker(
     team = DagModel.get_team_name(request.dag_id, session=session) if executors.multi_team() else None
     reason = executors.why_not(item.executor, team)
     if reason is not None:
-        log.warning("The triggerer could not import callback %s, and %s", callback_id, reason)
+        log.warning("Callback %s stays with the triggerer though %s: %s", callback_id, why, reason)
         return False
     occasion = _occasion(request, item, team)
     call = Call(name=unit.name, reference={}, target=Target.WORKER, executor=item.executor)
@@ -196,7 +235,7 @@ def _to_worker(
         .where(
             _CALLBACK.c.id == callback_id,
             _CALLBACK.c.type == CallbackType.TRIGGERER,
-            _CALLBACK.c.state == CallbackState.FAILED,
+            _CALLBACK.c.state.in_((CallbackState.QUEUED, CallbackState.FAILED)),
         )
         .values(
             type=CallbackType.EXECUTOR,
@@ -208,6 +247,7 @@ def _to_worker(
         )
     ).rowcount
     if changed:
+        # Its trigger refers to nothing now, and the triggerers remove such ones.
         # An item that is done is written anew, with a place in the queue.
         items.mark_done(connection, [callback_id], now)
         enqueue(
@@ -218,7 +258,7 @@ def _to_worker(
             aging_us=settings.priority_aging_us,
         )
         units.redirect_unit(connection, callback_id, Target.WORKER)
-        log.warning("The triggerer could not import %s; a worker calls it", unit.name)
+        log.warning("A worker calls %s: %s", unit.name, why)
     return True
 
 

@@ -202,7 +202,12 @@ class Router:
             return self._nothing_to_call(request, what, connection)
         team = DagModel.get_team_name(what.dag_id, session=session) if executors.multi_team() else None
         service_class = what.kind.service_class
-        on_triggerer = any(can for _, _, can in found) and units.triggerer_lives(connection, now)
+        # Of a team's triggerer nothing tells whether it lives; a worker of the team's can always be had.
+        on_triggerer = (
+            any(can for _, _, can in found)
+            and not executors.multi_team()
+            and units.one_triggerer_lives(connection, now)
+        )
         calls = []
         for name, reference, can_be_triggered in found:
             target = Target.TRIGGERER if can_be_triggered and on_triggerer else Target.WORKER

@@ -17,7 +17,7 @@ from airflow.models.callback import Callback, CallbackType, ExecutorCallback, Tr
 from airflow.models.trigger import Trigger
 from airflow.triggers.callback import CallbackTrigger
 from airflow.utils.state import CallbackState
-from sqlalchemy import Connection, exists, insert, select
+from sqlalchemy import Connection, insert, select
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import CallbackKind
@@ -39,7 +39,7 @@ __all__ = [
     "Occasion",
     "batched",
     "executor_data",
-    "triggerer_lives",
+    "one_triggerer_lives",
     "write",
 ]
 
@@ -296,18 +296,17 @@ def _triggered(
     return TriggererCallback(definition, **_labels(occasion)), inserted[0]
 
 
-def triggerer_lives(conn: Connection, now: datetime) -> bool:
-    """Whether any triggerer has sent a heartbeat lately, by Airflow's own threshold."""
+def one_triggerer_lives(conn: Connection, now: datetime) -> bool:
+    """Whether exactly one triggerer has sent a heartbeat lately, by Airflow's own threshold.
+
+    With several, Airflow 3.3 hands each callback to whichever asks last, again and again: what one has begun is
+    dropped in the middle, and begun anew by the other.
+    """
     threshold = conf.getfloat("triggerer", "triggerer_health_check_threshold")
     job = job_table.c
-    return bool(
-        conn.scalar(
-            select(
-                exists().where(
-                    job.job_type == TRIGGERER_JOB,
-                    job.state == JOB_RUNNING,
-                    job.latest_heartbeat > now - timedelta(seconds=threshold),
-                )
-            )
-        )
+    living = select(job.id).where(
+        job.job_type == TRIGGERER_JOB,
+        job.state == JOB_RUNNING,
+        job.latest_heartbeat > now - timedelta(seconds=threshold),
     )
+    return len(conn.execute(living.limit(2)).all()) == 1
