@@ -18,6 +18,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 __all__ = [
+    "BUSY",
     "ENTRY",
     "PREFIX",
     "PROTOCOL",
@@ -37,6 +38,10 @@ PREFIX: Final = "/callback-priority"
 
 ENTRY: Final = "callback_priority.worker.entry.run"
 """The import path that a routed callback's row names; what a worker without this library fails to import."""
+
+
+BUSY: Final = "busy"
+"""The reason in a refusal of a start that may be asked for again: another worker is at the run."""
 
 
 class Start(BaseModel):

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -26,7 +26,7 @@ from callback_priority.persistence import requests, units
 from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.requests import NewRequest, NewUnit, Outcome, Target
 from callback_priority.persistence.tables import ItemState, item_table, request_table, unit_table
-from callback_priority.protocol import ENTRY, PREFIX, PROTOCOL, Run
+from callback_priority.protocol import BUSY, ENTRY, PREFIX, PROTOCOL, Run
 from tests.support.airflow_env import AirflowHome
 from tests.support.scheduler import START, Bench
 
@@ -506,6 +506,7 @@ def test_asking_again_gives_the_same_run_and_asking_from_elsewhere_none(server: 
         answer = server.start(leader, other)
         assert answer.status_code == 409
         assert "worker-1:7" in answer.json()["detail"]["message"]
+        assert answer.json()["detail"]["reason"] == BUSY
     again, second_token = server.started(leader)
     assert again == first
     assert claims_of(second_token)["callback_priority"] == claims_of(token)["callback_priority"]
@@ -521,6 +522,32 @@ def test_a_run_that_has_begun_does_not_start_again(server: Server) -> None:
     assert server.running(leader, companion, token).status_code == 204
     answer = server.start(leader)
     assert (answer.status_code, "has begun" in answer.json()["detail"]["message"]) == (409, True)
+
+
+def test_another_worker_is_told_to_wait_until_the_run_is_over(server: Server) -> None:
+    """Its end is taken for that of the run, so it must not come first."""
+    (leader,) = server.routed()
+    (companion,) = server.routed(leader=leader)
+    _, token = server.started(leader)
+
+    def answer() -> tuple[int, str]:
+        refused = server.start(leader, OTHER)
+        return refused.status_code, refused.json()["detail"]["reason"]
+
+    assert answer() == (409, BUSY)
+    for each in (leader, companion):
+        assert server.running(leader, each, token).status_code == 204
+        assert answer() == (409, BUSY), "the companion still waits, or runs"
+        assert server.ended(leader, each, token).status_code == 204
+    assert answer() == (409, "refused")
+
+
+def test_a_worker_that_is_long_over_its_limits_is_waited_for_no_more(server: Server) -> None:
+    (leader,) = server.routed()
+    server.started(leader)
+    long_ago = datetime.now(timezone.utc) - timedelta(seconds=120 + 300 + 61)
+    server.change(unit_table, unit_table.c.callback_id, leader, claimed_at=long_ago)
+    assert server.start(leader, OTHER).json()["detail"]["reason"] == "refused"
 
 
 @postgresql_only
@@ -594,7 +621,7 @@ def test_the_workloads_token_is_swapped_for_one_that_reads_variables(server: Ser
     assert (answer.status_code, answer.json()["value"]) == (200, "hello")
     claims = claims_of(token)
     assert (claims["sub"], claims["scope"]) == (str(leader), "execution")
-    assert claims["exp"] - claims["iat"] == 120 + 3 * 300 + 60
+    assert claims["exp"] - claims["iat"] == 3 * (120 + 300) + 60
 
 
 def test_only_the_callbacks_own_token_is_accepted(server: Server) -> None:

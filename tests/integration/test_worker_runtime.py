@@ -579,6 +579,26 @@ def test_without_a_run_nothing_runs(lab, status):
     assert not (lab.path / "loaded").exists()
 
 
+def test_where_another_worker_is_at_the_run_it_waits(lab, monkeypatch):
+    from callback_priority.protocol import BUSY, PREFIX
+    from callback_priority.worker import supervisor
+    from callback_priority.worker.calls import StartRefusedError
+
+    monkeypatch.setattr(supervisor, "BUSY_SECONDS", 0.01)
+    lab.failing("f", bodies="def f(context): ...\n")
+    api = FakeExecutionApi(units=lab.orders())
+    reasons = iter([BUSY, BUSY, "refused"])
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(409, json={"detail": {"reason": next(reasons), "message": "with another"}})
+
+    api.answers["POST", f"{PREFIX}/callbacks/{api.leader}/start"] = answer
+    with pytest.raises(StartRefusedError, match="with another"):
+        supervise(api)
+    assert list(reasons) == []
+    assert api.ends == {}
+
+
 def test_another_protocol_is_not_spoken(lab):
     from callback_priority.worker.calls import StartRefusedError
 

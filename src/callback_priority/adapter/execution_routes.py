@@ -43,21 +43,18 @@ from fastapi import APIRouter, HTTPException, Response, Security, status
 
 from callback_priority.adapter import runs
 from callback_priority.adapter.config import raw_section
-from callback_priority.adapter.runs import Claim
+from callback_priority.adapter.runs import MARGIN_SECONDS, Claim
 from callback_priority.errors import ConfigurationError
 from callback_priority.policy.parse import parse_settings
 from callback_priority.policy.settings import Settings
-from callback_priority.protocol import PREFIX, Ended, Killed, Routed, Run, Start
+from callback_priority.protocol import BUSY, PREFIX, Ended, Killed, Routed, Run, Start
 
-__all__ = ["CLAIM", "MARGIN_SECONDS", "include_in", "router"]
+__all__ = ["CLAIM", "include_in", "router"]
 
 log = logging.getLogger(__name__)
 
 CLAIM: Final = "callback_priority"
 """What our tokens carry beside Airflow's: the leader of the run and the time of its claim."""
-
-MARGIN_SECONDS: Final = 60
-"""What a run's token outlives the run's limits by: stopping a process and telling of it take a while."""
 
 router = VersionedAPIRouter(route_class=ExecutionAPIRoute)
 
@@ -182,6 +179,8 @@ def _answered() -> Iterator[None]:
         raise _answer(status.HTTP_400_BAD_REQUEST, "unknown_protocol", error) from error
     except runs.UnitUnknownError as error:
         raise _answer(status.HTTP_404_NOT_FOUND, "not_found", error) from error
+    except runs.RunBusyError as error:
+        raise _answer(status.HTTP_409_CONFLICT, BUSY, error) from error
     except runs.RunRefusedError as error:
         raise _answer(status.HTTP_409_CONFLICT, "refused", error) from error
 

@@ -16,9 +16,9 @@ These functions change units and Airflow's callback rows only; items are the sch
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
 import attrs
@@ -33,7 +33,9 @@ from callback_priority.policy.settings import Settings
 from callback_priority.protocol import PROTOCOL, Ended, Run, Start, UnitOrder
 
 __all__ = [
+    "MARGIN_SECONDS",
     "Claim",
+    "RunBusyError",
     "RunError",
     "RunRefusedError",
     "Started",
@@ -44,6 +46,10 @@ __all__ = [
     "start",
     "task_instance_id",
 ]
+
+
+MARGIN_SECONDS: Final = 60
+"""What a run may take beyond its limits: stopping a process and telling of it take a while."""
 
 
 class RunError(CallbackPriorityError):
@@ -75,6 +81,10 @@ class RunRefusedError(RunError):
     def __init__(self, callback_id: UUID, why: str) -> None:
         self.callback_id = callback_id
         super().__init__(f"callback {callback_id} {why}")
+
+
+class RunBusyError(RunRefusedError):
+    """Another worker has the run and may well be at it: how it ends is not known yet."""
 
 
 @attrs.frozen(kw_only=True)
@@ -138,7 +148,8 @@ def start(conn: Connection, leader_id: UUID, asked: Start, *, settings: Settings
     Raises:
         UnknownProtocolError: The worker's protocol is not ours.
         UnitUnknownError: There is no such callback, or Airflow did not get it from us.
-        RunRefusedError: It has ended, has begun, or is another worker's.
+        RunBusyError: It is another worker's.
+        RunRefusedError: It has ended, has begun, or that other worker must be gone.
     """
     if asked.protocol != PROTOCOL:
         raise UnknownProtocolError(asked.protocol, asked.library)
@@ -151,6 +162,8 @@ def start(conn: Connection, leader_id: UUID, asked: Start, *, settings: Settings
     leader = found[leader_id]
     if leader.target != Target.WORKER:
         raise RunRefusedError(leader_id, f"is for the {leader.target}")
+    if leader.worker != worker and _goes_on(leader, found.values(), settings, now):
+        raise RunBusyError(leader_id, f"is with {leader.worker} since {leader.claimed_at:%F %T%z}")
     _require_open(leader)
     if leader.claimed_at is not None:
         if leader.worker != worker:
@@ -197,8 +210,7 @@ def start(conn: Connection, leader_id: UUID, asked: Start, *, settings: Settings
                 for order in orders
             ],
         ),
-        limit_seconds=settings.callback_load_limit_seconds
-        + len(orders) * settings.callback_time_limit_seconds,
+        limit_seconds=_limit_seconds(len(orders), settings),
         task_instance_id=_task_instance_id(first.request),
     )
 
@@ -269,6 +281,23 @@ def _of_run(conn: Connection, claim: Claim, unit_id: UUID, *, writes: bool = Tru
     if unit.claimed_at != claim.claimed_at or claim.leader_id not in (unit.callback_id, unit.leader_id):
         raise RunRefusedError(unit_id, "is not, or no longer, in this run")
     return unit
+
+
+def _limit_seconds(units_in_run: int, settings: Settings) -> float:
+    """How long a run takes at most: a unit that is stopped costs the next one another load."""
+    each = settings.callback_load_limit_seconds + settings.callback_time_limit_seconds
+    return units_in_run * each
+
+
+def _goes_on(leader: RunUnit, found: Iterable[RunUnit], settings: Settings, now: datetime) -> bool:
+    """Whether the worker that took a run may still be at it."""
+    if leader.claimed_at is None:
+        return False
+    taken = [unit for unit in found if unit.claimed_at == leader.claimed_at]
+    limit = timedelta(seconds=_limit_seconds(len(taken), settings) + MARGIN_SECONDS)
+    return now - leader.claimed_at <= limit and any(
+        unit.ended_at is None and unit.state in OPEN_STATES for unit in taken
+    )
 
 
 def _require_open(unit: RunUnit) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import httpx
@@ -19,9 +19,17 @@ from pydantic import ValidationError
 
 from callback_priority import __version__
 from callback_priority.errors import CallbackPriorityError
-from callback_priority.protocol import PREFIX, PROTOCOL, Ended, Killed, Routed, Run, Start
+from callback_priority.protocol import BUSY, PREFIX, PROTOCOL, Ended, Killed, Routed, Run, Start
 
-__all__ = ["StartRefusedError", "ended", "killed", "previous_successful_dag_run", "running", "start"]
+__all__ = [
+    "RunBusyError",
+    "StartRefusedError",
+    "ended",
+    "killed",
+    "previous_successful_dag_run",
+    "running",
+    "start",
+]
 
 _KILLED_ATTEMPTS: Final = 3
 _KILLED_TIMEOUT_SECONDS: Final = 5.0
@@ -32,10 +40,15 @@ class StartRefusedError(CallbackPriorityError, RuntimeError):
     """The API server did not hand out the run; nothing of the user's has run."""
 
 
+class RunBusyError(StartRefusedError):
+    """Another worker is at the run."""
+
+
 def start(client: Client, callback_id: UUID) -> Run:
     """Claim a callback and those that share its run, and change to the run's own token.
 
     Raises:
+        RunBusyError: Another worker is at it, and this may be asked again.
         StartRefusedError: The server has no such run for this worker, or speaks another protocol.
         httpx.HTTPError: The server cannot be reached, or failed.
     """
@@ -46,8 +59,12 @@ def start(client: Client, callback_id: UUID) -> Run:
         status = error.response.status_code
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        raise StartRefusedError(
-            f"the API server answered {status} to the start of callback {callback_id}: {_detail(error.response)}"
+        detail = _detail(error.response)
+        refused = (
+            RunBusyError if isinstance(detail, dict) and detail.get("reason") == BUSY else StartRefusedError
+        )
+        raise refused(
+            f"the API server answered {status} to the start of callback {callback_id}: {detail}"
         ) from error
     try:
         answer = response.json()
@@ -137,9 +154,8 @@ def _taken(client: Client, url: str, *, content: str | None) -> bool:
     return True
 
 
-def _detail(response: httpx.Response) -> str:
+def _detail(response: httpx.Response) -> Any:
     try:
-        detail = response.json()["detail"]
+        return response.json()["detail"]
     except (KeyError, TypeError, ValueError):
         return response.reason_phrase
-    return str(detail)

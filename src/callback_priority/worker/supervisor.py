@@ -45,7 +45,7 @@ from airflow.sdk.execution_time.supervisor import (
 from pydantic import BaseModel
 
 from callback_priority.errors import CallbackPriorityError
-from callback_priority.protocol import UnitState
+from callback_priority.protocol import Run, UnitState
 from callback_priority.worker import calls, child
 from callback_priority.worker.logs import LineReader
 from callback_priority.worker.messages import Refused, RequestDecoder, UnitEnded, UnitStarting
@@ -60,6 +60,9 @@ STOP_SECONDS: Final = 2.0
 
 BETWEEN_SECONDS: Final = 10.0
 """How long a process may take to end, or to come to its next unit, after a unit."""
+
+BUSY_SECONDS: Final = 5.0
+"""How long to wait before asking again for a run that another worker is at."""
 
 POLL_SECONDS: Final = 0.5
 """How often it is looked whether the process has ended, where no socket tells: its own children may hold them open."""
@@ -133,7 +136,7 @@ def supervise(
     callback_id = id if isinstance(id, UUID) else UUID(id)
     began = time.monotonic()
     with _ensure_client(server, token, client=client) as api:
-        run = calls.start(api, callback_id)
+        run = _start(api, callback_id)
         reset_secrets_masker()  # the secrets of other runs are none of this one's
         progress = Progress.of(api, callback_id, run)
         try:
@@ -148,6 +151,20 @@ def supervise(
         duration=time.monotonic() - began,
     )
     return 0
+
+
+def _start(client: Client, callback_id: UUID) -> Run:
+    """Ask for a run, once no other worker is at it.
+
+    A broker may deliver a workload again while the first worker is at it, when its connection was lost. When this
+    worker ends, its executor tells the scheduler that the run is over; so it waits until that is true.
+    """
+    while True:
+        try:
+            return calls.start(client, callback_id)
+        except calls.RunBusyError as busy:
+            log.info("Another worker is at this run", callback_id=str(callback_id), answer=str(busy))
+            time.sleep(BUSY_SECONDS)
 
 
 def _carry_out(progress: Progress) -> None:
