@@ -13,11 +13,16 @@ from typing import Any
 from tests.support.deployment import Deployment
 from tests.support.tables import markdown_table, state_section
 
-__all__ = ["HERE", "FREQUENT_PARSES", "RUN_ID", "all_ended", "command", "state_table"]
+__all__ = ["HERE", "PATIENCE", "RUN_ID", "all_ended", "command", "state_table"]
 
 HERE = Path(__file__).parent
-FREQUENT_PARSES: Mapping[str, Mapping[str, object]] = {"dag_processor": {"min_file_process_interval": 5}}
-"""Airflow's Dag processor lets a callback that comes while its file is being processed wait for the file's next parse."""
+PATIENCE: Mapping[str, Mapping[str, object]] = {
+    # Airflow's Dag processor lets a callback that comes while its file is being processed wait for the next parse.
+    "dag_processor": {"min_file_process_interval": 5},
+    # An API server that has just started, on two busy cores, takes longer than workers wait for it by default.
+    "workers": {"execution_api_timeout": 30},
+}
+"""Options for machines that do much at once."""
 RUN_ID = "provoked"
 
 _ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import attrs
 import pytest
 from aiosmtpd.controller import Controller
 
-from tests.deployment.shared import FREQUENT_PARSES, HERE, RUN_ID, command
+from tests.deployment.shared import HERE, PATIENCE, RUN_ID, command
 from tests.support.deployment import deployed
 from tests.support.servers import free_port
 from tests.support.smtp import MailSink
@@ -80,7 +80,7 @@ def _provoke(directory, database_templates, postgres, callback_priority) -> Sent
             dags=[HERE / "dags_email" / "mails.py"],
             callback_priority=callback_priority,
             # Links in a mail lead there.
-            options={"api": {"base_url": "http://airflow.example.com"}, **FREQUENT_PARSES},
+            options={"api": {"base_url": "http://airflow.example.com"}, **PATIENCE},
             environment={"AIRFLOW_CONN_SMTP_DEFAULT": sink.connection_uri},
         ) as airflow,
     ):

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.deployment.shared import HERE, RUN_ID, all_ended, command, state_table
+from tests.deployment.shared import HERE, PATIENCE, RUN_ID, all_ended, command, state_table
 from tests.support.deployment import Deployment, deployed
 
 pytestmark = pytest.mark.timeout(600)
@@ -166,6 +166,7 @@ def airflow(tmp_path_factory, database_templates, postgres) -> Iterator[Deployme
         dags=[*(DAGS / f"{name}.py" for name in ("breaking", "misbehaving", "shrinking")), *behaving],
         options={
             "core": {"parallelism": PARALLELISM},
+            "workers": PATIENCE["workers"],
             "dag_processor": {"dag_bundle_config_list": json.dumps(bundles)},
         },
         callback_priority={

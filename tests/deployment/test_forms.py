@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 import pytest
 
-from tests.deployment.shared import FREQUENT_PARSES, HERE, all_ended, command, state_table
+from tests.deployment.shared import HERE, PATIENCE, all_ended, command, state_table
 from tests.support.deployment import Deployment, deployed
 
 pytestmark = pytest.mark.timeout(600)
@@ -103,7 +103,7 @@ def _deployed(tmp_path_factory, database_templates, postgres, **arguments):
         databases=database_templates,
         postgres=postgres,
         dags=[HERE / "dags_forms" / "forms.py"],
-        options={"scheduler": {"use_job_schedule": True}, **FREQUENT_PARSES},
+        options={"scheduler": {"use_job_schedule": True}, "core": {"parallelism": 4}, **PATIENCE},
         **arguments,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 
-from tests.deployment.shared import FREQUENT_PARSES, HERE
+from tests.deployment.shared import HERE, PATIENCE
 from tests.support.deployment import Deployment, deployed
 
 pytestmark = pytest.mark.timeout(600)
@@ -41,7 +41,7 @@ def airflow(tmp_path_factory, database_templates, postgres) -> Iterator[Deployme
         databases=database_templates,
         postgres=postgres,
         dags=[DAGS / "switching.py", *holding],
-        options={"core": {"parallelism": PARALLELISM}, **FREQUENT_PARSES},
+        options={"core": {"parallelism": PARALLELISM}, **PATIENCE},
         callback_priority={**ALL, "reconcile_interval_seconds": 2, "sweep_interval_seconds": 2},
     ) as made:
         made.start()
