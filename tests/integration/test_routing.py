@@ -1105,6 +1105,21 @@ def test_what_is_known_of_a_dag_goes_with_the_dag(bench):
     assert {row.dag_id for row in rows(reference_table)} == {"work"}
 
 
+def test_a_failing_statement_is_told_without_what_was_to_be_written(bench, monkeypatch, caplog):
+    def conclude(conn, _request_id, _outcome, **values):
+        conn.execute(
+            text("UPDATE callback_priority_request SET unheard_of = :body"), {"body": values["body"]}
+        )
+
+    monkeypatch.setattr(requests, "conclude", conclude)
+    send(task_request(msg="its configuration is secret"))
+    assert len(stock_rows()) == 1
+    [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
+    told = caplog.handler.format(record)
+    assert "unheard_of" in told
+    assert "is secret" not in told
+
+
 TABLES = [request_table, unit_table, item_table, reference_table]
 
 

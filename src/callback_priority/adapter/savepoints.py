@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import StatementError
 
 __all__ = ["savepoint"]
 
@@ -31,7 +32,10 @@ def savepoint(connection: Connection, name: str, *, reads_first: bool = False) -
         connection.exec_driver_sql(f"SAVEPOINT {name}")
     try:
         yield
-    except Exception:
+    except Exception as error:
+        if isinstance(error, StatementError):
+            # It is logged; what was to be written holds the configuration of Dag runs, which may be secret.
+            error.hide_parameters = True
         if wanted:
             connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {name}")
         raise
