@@ -311,6 +311,37 @@ def test_what_no_worker_takes_goes_back_to_the_dag_processor(airflow_database, r
     assert len(allocator.ledger) == 0
 
 
+@ON_SQLITE
+def test_what_fails_and_what_goes_back_is_counted(airflow_database, routed, monkeypatch):
+    from callback_priority.adapter import metrics
+
+    counted: Counter[str] = Counter()
+
+    def incr(name, number=1, *_args, **_options):
+        counted[name] += number
+
+    monkeypatch.setattr(metrics.stats, "incr", incr)
+    lost = routed.callbacks(1, batch="lost")
+    routed.callbacks(4, dag_id="untaken", batch="untaken", per_request=2)
+    never = routed.bench.callbacks(1, dag_id="deadline", data={"dag_run_id": "none"})
+
+    def script(workers, leader, riding):
+        if leader in lost:
+            workers.claim(leader)
+            workers.start(leader)
+        return "failed"
+
+    with at_work(1, script=script) as (run, _, _):
+        run(6)
+    assert len(withdrawn()) == 4
+    assert routed.bench.outputs().keys() == {*lost, *never}
+    assert counted["callback_priority.callbacks_failed"] == 2
+    assert counted["callback_priority.callbacks_withdrawn"] == 4
+    assert counted["callback_priority.requests"] == 2
+    assert counted["callback_priority.callbacks_granted"] == 5
+    assert counted["callback_priority.failures"] == 0
+
+
 def test_a_request_that_has_begun_is_set_aside_until_its_time_to_live_ends(airflow_database, routed):
     """Its first callable ran, so the Dag processor must not run it again; its second finds no worker any more."""
     ids = routed.callbacks(2, batch=None, per_request=2)

@@ -136,7 +136,7 @@ def test_a_run_is_read_as_far_as_it_came(conn: Connection, now: datetime, sent: 
     assert {each.leader_id for each in found.values()} == {ids[0]}
     facts = [(found[each].claimed, found[each].started, found[each].ended) for each in ids[:3]]
     assert facts == [(True, True, True), (True, False, False), (False, False, False)]
-    assert settling.requests_of(conn, ids) == dict.fromkeys(ids[:5], request)
+    assert requests.requests_of(conn, ids) == dict.fromkeys(ids[:5], request)
 
 
 def test_a_run_is_overdue_by_when_it_was_taken(conn: Connection, now: datetime) -> None:

@@ -31,7 +31,7 @@ from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.savepoints import savepoint
-from callback_priority.persistence import items, settling, units
+from callback_priority.persistence import items, requests, settling, units
 from callback_priority.policy.settings import Settings
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Settlement:
         connection = session.connection()
         withdrawn: dict[UUID, str] = {}
         requested: dict[UUID, list[UUID]] = {}
-        for callback_id, request_id in settling.requests_of(connection, reasons).items():
+        for callback_id, request_id in requests.requests_of(connection, reasons).items():
             requested.setdefault(request_id, []).append(callback_id)
         for request_id, ids in requested.items():
             if self.withdraw(session, request_id, reasons[ids[0]]):

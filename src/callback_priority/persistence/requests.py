@@ -35,6 +35,7 @@ __all__ = [
     "conclude",
     "read_request",
     "remove_units",
+    "requests_of",
     "trim",
     "units_of",
 ]
@@ -218,6 +219,16 @@ def read_request(conn: Connection, request_id: UUID) -> Request | None:
         return None
     values: dict[str, Any] = dict(row._mapping)
     return Request(**values | {"outcome": Outcome(row.outcome)})
+
+
+def requests_of(conn: Connection, callback_ids: Iterable[UUID]) -> dict[UUID, UUID]:
+    """The request of each callback that has one, in one statement for up to 5,000."""
+    statement = select(_UNIT.callback_id, _UNIT.request_id)
+    found: dict[UUID, UUID] = {}
+    for ids in chunks(sorted(callback_ids), KEYS_PER_STATEMENT):
+        rows = conn.execute(statement.where(_UNIT.callback_id.in_(ids)))
+        found |= {row.callback_id: row.request_id for row in rows}
+    return found
 
 
 def bodies_of(conn: Connection, callback_ids: Iterable[UUID]) -> dict[UUID, str]:

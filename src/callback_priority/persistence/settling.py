@@ -6,7 +6,7 @@ it, starts it and how it ended (`callback_priority.persistence.units`); its exec
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -24,7 +24,7 @@ from callback_priority.persistence.airflow_tables import (
 from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks
 from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table, unit_table
 
-__all__ = ["Ridden", "overdue_runs", "requests_of", "runs", "stranded"]
+__all__ = ["Ridden", "overdue_runs", "runs", "stranded"]
 
 _CALLBACK = callback_table.c
 _ITEM = item_table.c
@@ -75,7 +75,6 @@ _RIDDEN: Final[Select[Any]] = (
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
     .where(_ITEM.callback_id.in_(_IDS))
 )
-_REQUESTS: Final[Select[Any]] = select(_UNIT.callback_id, _UNIT.request_id).where(_UNIT.callback_id.in_(_IDS))
 _OVERDUE: Final[Select[Any]] = (
     select(_ITEM.callback_id)
     .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
@@ -132,14 +131,6 @@ def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
         for piece in chunks(sorted(led_by), KEYS_PER_STATEMENT)
         for row in conn.execute(_RIDDEN, {"ids": piece})
     ]
-
-
-def requests_of(conn: Connection, callback_ids: Collection[UUID]) -> dict[UUID, UUID]:
-    """The request of each callback that has one, in one statement for up to 5,000."""
-    found: dict[UUID, UUID] = {}
-    for piece in chunks(sorted(callback_ids), KEYS_PER_STATEMENT):
-        found |= {row.callback_id: row.request_id for row in conn.execute(_REQUESTS, {"ids": piece})}
-    return found
 
 
 def overdue_runs(conn: Connection, *, claimed_before: datetime, limit: int) -> list[UUID]:
