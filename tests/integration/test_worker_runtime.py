@@ -84,12 +84,19 @@ with DAG("d") as dag:
         return file.read_text() if file.exists() else ""
 
 
-def supervise(api: FakeExecutionApi) -> int:
+def supervise(api: FakeExecutionApi) -> bool:
+    """Run it; whether the callback that the executor knows of has not failed, as the executor is told."""
+    from callback_priority.worker.supervisor import CallbackFailedError
     from callback_priority.worker.supervisor import supervise as ours
 
-    return ours(
-        id=str(api.leader), callback_path=ENTRY, callback_kwargs={}, dag_rel_path="", client=api.client()
-    )
+    try:
+        status = ours(
+            id=str(api.leader), callback_path=ENTRY, callback_kwargs={}, dag_rel_path="", client=api.client()
+        )
+    except CallbackFailedError:
+        return False
+    assert status == 0
+    return True
 
 
 def run_one(lab: Lab, body: str, **options) -> tuple[FakeExecutionApi, UnitOrder]:
@@ -98,7 +105,8 @@ def run_one(lab: Lab, body: str, **options) -> tuple[FakeExecutionApi, UnitOrder
     limits = {name: options.pop(name) for name in ("limit_seconds",) if name in options}
     (order,) = lab.orders(**limits)
     api = FakeExecutionApi(units=[order], **options)
-    assert supervise(api) == 0
+    well = supervise(api)
+    assert well == (api.end_of(order)["state"] == "success")
     return api, order
 
 
@@ -193,7 +201,7 @@ def test_a_process_that_is_gone_costs_its_own_unit_only(lab, body, reason):
     )
     first, middle, last = orders = lab.orders()
     api = FakeExecutionApi(units=orders)
-    assert supervise(api) == 0
+    assert supervise(api)
     assert [api.end_of(order)["state"] for order in orders] == ["success", "failed", "success"]
     assert api.end_of(middle)["output"].startswith(reason)
     assert "last words" in api.end_of(middle)["log"]
@@ -354,7 +362,7 @@ def test_a_log_that_cannot_be_written_fails_its_own_unit(lab):
     (lab.path / "logs" / "units").mkdir(parents=True)
     (lab.path / "logs" / first.log_path).mkdir()
     api = FakeExecutionApi(units=orders)
-    assert supervise(api) == 0
+    assert not supervise(api)
     assert api.end_of(first)["output"].startswith("its log cannot be written: ")
     assert api.end_of(second)["state"] == "success"
 
@@ -562,7 +570,7 @@ def test_a_unit_that_is_not_to_run_does_not(lab, status):
     )
     first, second = orders = lab.orders()
     api = FakeExecutionApi(units=orders, refuse_running={first.callback_id: status})
-    assert supervise(api) == 0
+    assert supervise(api)
     assert not (lab.path / "ran").exists()
     assert not lab.log(first)
     assert list(api.ends) == [str(second.callback_id)]
@@ -620,7 +628,31 @@ def test_a_unit_that_cannot_be_asked_for_does_not_run(lab):
     assert not (lab.path / "ran").exists()
 
 
-def test_an_api_server_that_is_down_is_no_run(lab):
+def test_an_api_server_that_is_down_for_a_while_is_asked_again(lab, monkeypatch):
+    from callback_priority.worker import supervisor
+
+    monkeypatch.setattr(supervisor, "BUSY_SECONDS", 0.0)
+    lab.failing("f", bodies="def f(context): ...\n")
+    (order,) = lab.orders()
+    path = f"/callback-priority/callbacks/{order.callback_id}/start"
+    api = FakeExecutionApi(units=[order])
+    refusals = iter(range(6))
+
+    def refused(_request):
+        if next(refusals, None) is None:
+            del api.answers["POST", path]
+        return httpx.Response(503)
+
+    api.answers["POST", path] = refused
+    assert supervise(api)
+    assert [action for action, _ in api.told] == ["start", "running", "ended"]
+
+
+def test_an_api_server_that_is_down_is_no_run(lab, monkeypatch):
+    from callback_priority.worker import supervisor
+
+    monkeypatch.setattr(supervisor, "PATIENCE_SECONDS", 0.0)
+
     def down(_request):
         raise httpx.ConnectError("down")
 

@@ -40,6 +40,7 @@ class Progress:
         process_log: The same, for those who log.
         waiting: The units that have not begun.
         current: The unit that runs.
+        leader_failed: Whether the callback that the executor knows of has failed.
     """
 
     client: Client
@@ -49,6 +50,7 @@ class Progress:
     process_log: FilteringBoundLogger
     waiting: list[UnitOrder]
     current: UnitOrder | None = None
+    leader_failed: bool = attrs.field(default=False, init=False)
     _unreported: list[tuple[UUID, Ended]] = attrs.field(factory=list, init=False)
 
     @classmethod
@@ -103,6 +105,8 @@ class Progress:
         level = logging.INFO if state is UnitState.SUCCESS else logging.ERROR
         self.process_log.log(level, "Callback ended", state=str(state), output=output)
         report = Ended(state=state, output=output, log=_storable(self.logs.tail()))
+        if order.callback_id == self.callback_id:
+            self.leader_failed = state is UnitState.FAILED
         try:
             self._report(order.callback_id, report)
         except httpx.HTTPError as error:

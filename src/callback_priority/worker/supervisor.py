@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import attrs
+import httpx
 import structlog
 from airflow.sdk._shared.logging.structlog import reconfigure_logger
 from airflow.sdk._shared.secrets_masker import reset_secrets_masker
@@ -42,6 +43,7 @@ from airflow.sdk.execution_time.supervisor import (
     length_prefixed_frame_reader,
     process_log_messages_from_subprocess,
 )
+from airflow.sdk.log import mask_logs
 from pydantic import BaseModel
 
 from callback_priority.errors import CallbackPriorityError
@@ -51,7 +53,7 @@ from callback_priority.worker.logs import LineReader
 from callback_priority.worker.messages import Refused, RequestDecoder, UnitEnded, UnitStarting
 from callback_priority.worker.progress import Progress
 
-__all__ = ["RunnerProcess", "StoppedError", "supervise"]
+__all__ = ["CallbackFailedError", "RunnerProcess", "StoppedError", "supervise"]
 
 log = structlog.get_logger(logger_name="callback_priority.worker")
 
@@ -62,6 +64,7 @@ BETWEEN_SECONDS: Final = 10.0
 """How long a process may take to end, or to come to its next unit, after a unit."""
 
 BUSY_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 60.0
 """How long to wait before asking again for a run that another worker is at."""
 
 POLL_SECONDS: Final = 0.5
@@ -100,6 +103,10 @@ class StoppedError(CallbackPriorityError, RuntimeError):
     """The worker was told to stop; units that had not begun still wait."""
 
 
+class CallbackFailedError(CallbackPriorityError, RuntimeError):
+    """The callback that the executor was handed has failed, and that was told."""
+
+
 class _LimitReachedError(Exception):
     """Breaks off what the supervisor does for a process whose time is up."""
 
@@ -114,7 +121,8 @@ def supervise(
 ) -> int:
     """Run a routed callback and those that share its run.
 
-    How each unit ended is told to the API server, so a unit that fails is no error here.
+    How each unit ended is told to the API server. The executor is told of the callback that it knows of: this fails
+    if that one failed, so that a scheduler without this library writes down the same.
 
     Args:
         id: The callback.
@@ -128,6 +136,7 @@ def supervise(
 
     Raises:
         StartRefusedError: The run is not to be had; nothing of the user's has run.
+        CallbackFailedError: The callback failed; its own row says why.
         UnreportedError: The end of a unit could not be told.
         StoppedError: The worker was told to stop.
         httpx.HTTPError: The API server cannot be reached.
@@ -150,6 +159,8 @@ def supervise(
         units=len(run.units),
         duration=time.monotonic() - began,
     )
+    if progress.leader_failed:
+        raise CallbackFailedError(f"callback {callback_id} failed; its output and log say why")
     return 0
 
 
@@ -158,13 +169,27 @@ def _start(client: Client, callback_id: UUID) -> Run:
 
     A broker may deliver a workload again while the first worker is at it, when its connection was lost. When this
     worker ends, its executor tells the scheduler that the run is over; so it waits until that is true.
+
+    An API server that is busy or restarts gets `PATIENCE_SECONDS`: a worker that gives up looks to the scheduler like
+    one without this library.
     """
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return calls.start(client, callback_id)
         except calls.RunBusyError as busy:
             log.info("Another worker is at this run", callback_id=str(callback_id), answer=str(busy))
-            time.sleep(BUSY_SECONDS)
+        except httpx.HTTPError as error:
+            if time.monotonic() > give_up_at:
+                raise
+            log.warning("The API server cannot be reached", callback_id=str(callback_id), error=str(error))
+        time.sleep(BUSY_SECONDS)
+
+
+def _masking(logger: Any) -> Any:
+    """The logger, with secrets masked before anything else is done with a line."""
+    bound = logger.bind()
+    return structlog.wrap_logger(bound._logger, processors=[mask_logs, *bound._processors], **bound._context)
 
 
 def _carry_out(progress: Progress) -> None:
@@ -291,7 +316,9 @@ class RunnerProcess(WatchedSubprocess):
         *,
         data: dict[socket.socket, bytes],
     ) -> None:
-        targets = self._get_target_loggers()
+        own, *others = self._get_target_loggers()
+        # The unit's own log masks what it is given; a component's output, as Airflow sets it up, does not.
+        targets = (own, *map(_masking, others))
         plain = tuple(
             reconfigure_logger(each, structlog.processors.CallsiteParameterAdder) for each in targets
         )
