@@ -31,7 +31,7 @@ demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed 
 	$(BIN)/python -m callback_priority.demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/pytest tests -q --hypothesis-profile=ci
+	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=2 --dist=loadfile
 
 bench: $(STAMP) ## Run the benchmarks and print the ratios
 	$(BIN)/pytest benchmarks

@@ -130,6 +130,8 @@ def _run(deploy, executor: str, name: str, callback_priority: Mapping[str, objec
             dags=[DAG_FILE],
             plugins=[PLUGIN],
             callback_priority=callback_priority,
+            # The Dag processor keeps a request that comes while it parses the file until it parses it again.
+            options={"dag_processor": {"min_file_process_interval": 600 if callback_priority else 5}},
             environment={"AIRFLOW_CONN_SMTP_DEFAULT": mail_sink.connection_uri},
         )
         seen = provoke_all(airflow, mail_sink, routed=callback_priority is not None)
