@@ -135,7 +135,7 @@ def test_every_problem_of_the_configuration_is_listed(airflow_database, configur
 
 @ONLY_SQLITE
 def test_an_airflow_that_the_hook_does_not_know_is_named(airflow_database, configure, doctor, monkeypatch):
-    from callback_priority.adapter import compat
+    from callback_priority import compat
 
     monkeypatch.setattr(compat, "airflow_version", lambda: "9.1.0")
     status, checks = doctor()

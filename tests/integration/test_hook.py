@@ -39,7 +39,7 @@ def option(monkeypatch):
 
 def methods() -> dict[str, object]:
     """What the hook replaces, as the classes have it now."""
-    from callback_priority.adapter import compat
+    from callback_priority import compat
 
     return {name: target.cls.__dict__[name] for name, target in compat.REPLACED.items()}
 
@@ -104,7 +104,8 @@ def test_mode_off_leaves_the_original_methods_in_place(option, mode, caplog):
 
 @pytest.mark.parametrize("version", ["3.2.2", "3.4.0b2", "4.0.0"])
 def test_another_airflow_is_left_alone_with_one_line(option, monkeypatch, caplog, version):
-    from callback_priority.adapter import compat, hook
+    from callback_priority import compat
+    from callback_priority.adapter import hook
 
     option("mode", "active")
     monkeypatch.setattr(compat, "airflow_version", lambda: version)

@@ -297,7 +297,7 @@ def test_nothing_is_touched_unless_callbacks_are_to_leave(processor, monkeypatch
 
 @ON_SQLITE
 def test_an_airflow_that_is_not_known_is_left_alone(processor, monkeypatch, caplog):
-    from callback_priority.adapter import compat
+    from callback_priority import compat
 
     changed = tuple(
         attrs.evolve(each, known=frozenset({"0"})) if each.name == "_serialize_dags" else each

@@ -1180,7 +1180,7 @@ def test_the_sink_is_replaced_once_and_put_back(airflow_database, option):
 
 @ON_SQLITE
 def test_an_unknown_sink_is_left_alone_with_one_line(airflow_database, option, monkeypatch, caplog):
-    from callback_priority.adapter import compat
+    from callback_priority import compat
     from callback_priority.adapter.routing import sink
 
     sink.uninstall()

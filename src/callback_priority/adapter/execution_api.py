@@ -18,7 +18,7 @@ from typing import Any, Final
 import wrapt
 from packaging.version import Version
 
-from callback_priority.adapter.compat import SUPPORTED, airflow_version
+from callback_priority.compat import SUPPORTED, airflow_version
 
 __all__ = ["ROUTES_MODULE", "install", "installed", "uninstall"]
 

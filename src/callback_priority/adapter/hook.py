@@ -2,7 +2,7 @@
 
 `install` is called once the scheduler's module is imported (`callback_priority.activation`); in processes that never
 import it (workers, API server) nothing happens. What is replaced is checked first
-(`callback_priority.adapter.compat`). With ``mode = off`` nothing is touched at all.
+(`callback_priority.compat`). With ``mode = off`` nothing is touched at all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 
 from airflow.configuration import conf
 
-from callback_priority.adapter import compat, patches
+from callback_priority import compat
+from callback_priority.adapter import patches
 from callback_priority.adapter.config import raw_section
 from callback_priority.policy.settings import Mode
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from callback_priority.adapter import compat
+from callback_priority import compat
 
 __all__ = ["applied", "apply", "undo"]
 
@@ -22,7 +22,7 @@ def apply(replacements: Mapping[str, Callable[..., Any]]) -> None:
     """Replace Airflow's methods by functions that are handed the original first; all of them or none.
 
     Args:
-        replacements: By the names in `callback_priority.adapter.compat.REPLACED`.
+        replacements: By the names in `callback_priority.compat.REPLACED`.
     """
     targets = compat.REPLACED
     originals = {name: target.cls.__dict__[name] for name, target in targets.items()}

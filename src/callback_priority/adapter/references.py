@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import wrapt
 from airflow.configuration import conf
 
-from callback_priority.adapter import compat
+from callback_priority import compat
 from callback_priority.adapter.config import raw_section
 from callback_priority.adapter.extraction import document_of
 from callback_priority.adapter.savepoints import savepoint

@@ -20,7 +20,8 @@ from airflow.models.pool import Pool
 from airflow.utils.session import create_session
 from sqlalchemy import inspect, select
 
-from callback_priority.adapter import compat, patches
+from callback_priority import compat
+from callback_priority.adapter import patches
 from callback_priority.adapter.allocator import NEW_ITEMS, SlotAllocator
 from callback_priority.adapter.config import configured_executors, raw_section
 from callback_priority.errors import ConfigurationError
@@ -169,4 +170,4 @@ REPLACEMENTS: Final[Mapping[str, Callable[..., Any]]] = {
     "handle_miss": _handle_miss,
     "_get_workloads_to_schedule": _get_workloads_to_schedule,
 }
-"""By the name of the method, as in `callback_priority.adapter.compat.REPLACED`."""
+"""By the name of the method, as in `callback_priority.compat.REPLACED`."""

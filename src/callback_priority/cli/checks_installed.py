@@ -126,7 +126,7 @@ def _executors() -> frozenset[str]:
 
 def hook(wanted: Wanted) -> Finding:
     """Whether the hook would be installed, or why not."""
-    from callback_priority.adapter import compat
+    from callback_priority import compat
     from callback_priority.adapter import hook as adapter
 
     reasons = compat.mismatches()

@@ -7,7 +7,7 @@
   configuration has ``mode = active`` and ``use_worker_callbacks`` set.
 
 Both look first, once in a process and when they are needed, whether Airflow's code is the code that they were made
-for (`callback_priority.worker.compat`). If not, Airflow's function runs as it is, and one line says why.
+for (`callback_priority.compat`). If not, Airflow's function runs as it is, and one line says why.
 
 Importing this module imports nothing of Airflow's, since it is imported while Airflow is.
 """
@@ -113,17 +113,17 @@ def _callbacks_move() -> bool:
 @functools.cache
 def _runtime_is_known() -> bool:
     """Whether Airflow's code is what running callbacks was made for; says so once if not."""
-    from callback_priority.worker.compat import RUNTIME, mismatches  # noqa: PLC0415 - see the module's docstring
+    from callback_priority.compat import RUNTIME_TARGETS, differences  # noqa: PLC0415 - see the module's docstring
 
-    return _known(mismatches(RUNTIME), "runs no callbacks on this worker")
+    return _known(differences(RUNTIME_TARGETS), "runs no callbacks on this worker")
 
 
 @functools.cache
 def _tasks_are_known() -> bool:
     """Whether Airflow's code is what telling of killed tasks was made for; says so once if not."""
-    from callback_priority.worker.compat import KILLED, mismatches  # noqa: PLC0415 - see the module's docstring
+    from callback_priority.compat import KILLED_TARGETS, differences  # noqa: PLC0415 - see the module's docstring
 
-    return _known(mismatches(KILLED), "does not tell of killed tasks on this worker")
+    return _known(differences(KILLED_TARGETS), "does not tell of killed tasks on this worker")
 
 
 def _known(differences: list[str], consequence: str) -> bool:

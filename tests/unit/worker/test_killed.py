@@ -167,9 +167,9 @@ def test_whatever_goes_wrong_airflow_goes_on(hooked, monkeypatch):
 
 
 def test_an_airflow_that_is_not_known_is_left_alone(hooked, monkeypatch, caplog):
-    from callback_priority.worker import compat
+    from callback_priority import compat
 
-    monkeypatch.setattr(compat, "mismatches", lambda _known: ["finalize is not the code"])
+    monkeypatch.setattr(compat, "differences", lambda _known: ["finalize is not the code"])
     monkeypatch.setattr("callback_priority.worker.killed.tell", lambda _process: pytest.fail("told"))
     for _ in range(2):
         assert updated(process()) == ["finish"]

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from callback_priority import compat
 from callback_priority.protocol import ENTRY
-from callback_priority.worker import compat, entry, hook
+from callback_priority.worker import entry, hook
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def calls(monkeypatch):
         callback_supervisor, "supervise_callback", lambda **kwargs: made.append(("theirs", kwargs)) or 1
     )
     monkeypatch.setattr(supervisor, "supervise", lambda **kwargs: made.append(("ours", kwargs)) or 0)
-    monkeypatch.setattr(compat, "mismatches", lambda _known: [])
+    monkeypatch.setattr(compat, "differences", lambda _known: [])
     hook.install()
     yield made
     hook.uninstall()
@@ -55,22 +56,22 @@ def test_it_goes_in_once_and_comes_out_again(calls):
 
 
 def test_an_airflow_that_is_not_known_runs_as_it_is_and_it_is_said_once(calls, monkeypatch, caplog):
-    monkeypatch.setattr(compat, "mismatches", lambda _known: ["supervise_callback is not the code"])
+    monkeypatch.setattr(compat, "differences", lambda _known: ["supervise_callback is not the code"])
     assert [run(ENTRY), run(ENTRY)] == [1, 1]
     assert caplog.text.count("runs no callbacks on this worker: supervise_callback is not the code") == 1
 
 
 def test_this_airflow_is_known():
     hook.uninstall()
-    assert compat.mismatches(compat.RUNTIME) == []
-    assert compat.mismatches(compat.KILLED) == []
+    assert compat.differences(compat.RUNTIME_TARGETS) == []
+    assert compat.differences(compat.KILLED_TARGETS) == []
 
 
 def test_another_airflow_is_not(monkeypatch):
-    known = compat.Known(module="json", path="JSONDecoder.decode", fingerprints=frozenset({"0"}))
-    gone = compat.Known(module="json", path="nowhere", fingerprints=frozenset())
-    first, second = compat.mismatches([known, gone])
-    assert "json.JSONDecoder.decode is not the code" in first
+    known = compat.Target(module="json", owner="JSONDecoder", name="decode", known=frozenset({"0"}))
+    gone = compat.Target(module="json", owner="", name="nowhere", known=frozenset())
+    first, second = compat.differences([known, gone])
+    assert "JSONDecoder.decode is not the code" in first
     assert "json.nowhere cannot be read" in second
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.configuration import conf
 from airflow.utils.session import NEW_SESSION, provide_session
 
-from callback_priority.adapter import compat
+from callback_priority import compat
 from callback_priority.adapter.config import raw_section
 from callback_priority.errors import ConfigurationError
 from callback_priority.policy.parse import parse_settings

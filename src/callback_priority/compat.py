@@ -1,8 +1,11 @@
 """What differs between Airflow's versions, and whether this one is known.
 
-The hook replaces a few of Airflow's methods and relies on the text of a few more. Each is known by its
-fingerprint (`callback_priority.fingerprint`) in the versions that were read and run. Anything else,
-a newer version or a patched installation, switches the hook off with one line that names what differs.
+Each part of the library replaces a few of Airflow's functions and relies on the text of a few more. Each of them is
+known by its fingerprint (`callback_priority.fingerprint`) in the versions that were read and run. Anything else, a
+newer version or a patched installation, switches that part off with one line that names what differs. A part looks
+when it is installed or, on workers, when it is first needed.
+
+Nothing of Airflow's is imported before it is looked at.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from packaging.version import Version
 from callback_priority.fingerprint import fingerprint
 
 __all__ = [
+    "KILLED_TARGETS",
     "PARSE_TARGETS",
     "REPLACED",
+    "RUNTIME_TARGETS",
     "SINK_TARGETS",
     "SUPPORTED",
     "Target",
@@ -34,7 +39,7 @@ SUPPORTED: Final = "3.3"
 
 @attrs.frozen(kw_only=True)
 class Target:
-    """A method or function of Airflow's.
+    """A function, method or property of Airflow's.
 
     Args:
         module: Where it is defined.
@@ -53,6 +58,15 @@ class Target:
         """The class, or the module of a function; imports the module."""
         module = import_module(self.module)
         return getattr(module, self.owner) if self.owner else module
+
+    def find(self) -> Any:
+        """The function itself; imports its module.
+
+        Raises:
+            ImportError, AttributeError: It is not there.
+        """
+        found = getattr(self.cls, self.name)
+        return found.fget if isinstance(found, property) else found
 
     def __str__(self) -> str:
         return f"{self.owner or self.module}.{self.name}"
@@ -133,6 +147,51 @@ SINK_TARGETS: Final[tuple[Target, ...]] = (
 """What `callback_priority.adapter.routing` replaces (the first) and relies on."""
 
 
+_SUPERVISOR: Final = ("airflow.sdk.execution_time.supervisor", "")
+_WATCHED: Final = (_SUPERVISOR[0], "WatchedSubprocess")
+_ACTIVITY: Final = (_SUPERVISOR[0], "ActivitySubprocess")
+_CALLBACKS: Final = ("airflow.sdk.execution_time.callback_supervisor", "")
+_TASK_RUNNER: Final = ("airflow.sdk.execution_time.task_runner", "")
+_LOG: Final = ("airflow.sdk.log", "")
+
+RUNTIME_TARGETS: Final[tuple[Target, ...]] = (
+    _target(_CALLBACKS, "supervise_callback", "8f76f2a59a666b4c"),
+    _target(_WATCHED, "start", "1b11446abf460466", "c2a60ce0e15cd6bf"),
+    _target(_WATCHED, "_register_pipe_readers", "e4c65841b8a46958"),
+    _target(_WATCHED, "_get_target_loggers", "c5df1aa0dfc69849"),
+    _target(_WATCHED, "_on_socket_closed", "6acd872e4333a692"),
+    _target(_WATCHED, "_service_subprocess", "4f2543298aa6f0c5"),
+    _target(_WATCHED, "_check_subprocess_exit", "53046d0743ab49b8"),
+    _target(_WATCHED, "handle_requests", "e2c0aa30660e43b3"),
+    _target(_WATCHED, "send_msg", "0b3ca1144fc0af19"),
+    _target(_SUPERVISOR, "_fork_main", "56c208873d3072b5"),
+    _target(_SUPERVISOR, "length_prefixed_frame_reader", "5450f19d738e484c", "3558fd1162027f24"),
+    _target(_SUPERVISOR, "process_log_messages_from_subprocess", "21c7654af1ee4461", "847900bce6b01396"),
+    _target(_SUPERVISOR, "forward_to_log", "8286ef4fca14fc50", "1ba917f2f02ed22a"),
+    _target(_SUPERVISOR, "_ensure_client", "ca671f076e9b8f18"),
+    _target(_SUPERVISOR, "_remote_logging_conn", "2ef16440fd731165"),
+    _target(_PROCESSOR, "_execute_dag_callbacks", "78b92e63a6328bb0", "c99dbd9f18ef4009"),
+    _target(_PROCESSOR, "_execute_task_callbacks", "450886e271cd4e87"),
+    _target(_PROCESSOR, "_execute_email_callbacks", "a0dcc599d5aa292d"),
+    _target(_PROCESSOR, "_get_dag_with_task", "3ed83bd2f28fe68e"),
+    _target(_TASK_RUNNER, "_send_error_email_notification", "7e974ddbf60aa5df", "228406cbf4ae3006"),
+    _target(_LOG, "upload_to_remote", "346cb3f70dd0a728"),
+    _target(_LOG, "init_log_file", "663a42aabe70698b"),
+)
+"""What running callbacks on a worker rests on; of 3.3.0 where there are two."""
+
+KILLED_TARGETS: Final[tuple[Target, ...]] = (
+    _target(_ACTIVITY, "update_task_state_if_needed", "960f441601909120"),
+    _target(_ACTIVITY, "_handle_request", "3c616a3348174639", "571e30a365ae5f3a"),
+    _target(_ACTIVITY, "_send_terminal_state_msg", "5892e0c68e4d175e"),
+    _target(_ACTIVITY, "final_state", "72b5c5d9306f7c94"),
+    _target(_TASK_RUNNER, "run", "feeb0c42c31d297a", "52f8069b98ce33cf"),
+    _target(_TASK_RUNNER, "finalize", "40fd5fd62ed8808b"),
+    _target(_TASK_RUNNER, "main", "2c654fd8ec1cc918"),
+)
+"""What telling of killed tasks rests on."""
+
+
 def airflow_version() -> str:
     """The installed version of Airflow."""
     return version("apache-airflow-core")
@@ -151,7 +210,7 @@ def differences(targets: Iterable[Target]) -> list[str]:
     found = []
     for target in targets:
         try:
-            actual = fingerprint(getattr(target.cls, target.name))
+            actual = fingerprint(target.find())
         except (ImportError, AttributeError, OSError, TypeError, SyntaxError) as error:
             found.append(f"{target} cannot be read ({error})")
             continue
