@@ -95,8 +95,6 @@ def run(airflow_home, code, *, mode="active", fails=None, broken=""):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_each_process_installs_the_parts_that_belong_to_it(airflow_home, process):
-    if "Celery" in process:
-        pytest.importorskip("airflow.providers.celery", reason="its provider needs another Python")
     code, parts = PROCESSES[process]
     assert parts <= run(airflow_home, code)[0]
 
