@@ -453,7 +453,6 @@ def _two_executors(monkeypatch):
     """Celery first, LocalExecutor second; Airflow remembers what it has read."""
     from airflow.executors import executor_loader
 
-    pytest.importorskip("airflow.providers.celery")
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor,here:LocalExecutor")
     remembered = [each for name, each in vars(executor_loader).items() if name.startswith("_") and name.endswith(
         ("_per_team", "_to_executors", "_executor_names")
@@ -520,7 +519,6 @@ finally:
 @ONLY_SQLITE
 def test_a_worker_of_celery_says_what_it_listens_to_and_how_much_it_runs(airflow_home, backend):
     """With a real broker and a real worker."""
-    pytest.importorskip("airflow.providers.celery")
     from tests.support.redis import running_redis
 
     with running_redis() as server:
