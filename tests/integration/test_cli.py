@@ -157,7 +157,13 @@ def test_what_waits_for_somebody_is_warned_of(database, configure, doctor):
     grant(database, ids[2:4], 2)
     grant(database, ids[4:5], 3)
     grant(database, ids[5:6], 404)
-    park(database, ids[6:8], retry_at=now() + timedelta(minutes=1), reason="executor Celery is missing")
+    park(
+        database,
+        ids[6:8],
+        now=now(),
+        retry_at=now() + timedelta(minutes=1),
+        reason="executor Celery is missing",
+    )
     Bench().callbacks(3)
     status, checks = doctor()
     assert status == 0
@@ -291,7 +297,7 @@ def test_status_shows_what_each_class_waits_for_holds_and_got(airflow_database, 
     ids = add_items(database, 10, ago=60)
     grant(database, ids[:3], 1)
     grant(database, ids[3:4], 2)
-    park(database, ids[4:5], retry_at=now() + timedelta(minutes=1), reason="executor is missing")
+    park(database, ids[4:5], now=now(), retry_at=now() + timedelta(minutes=1), reason="executor is missing")
     write_flows(
         database,
         [

@@ -243,6 +243,35 @@ def test_without_its_tables_airflow_runs_as_it_is_until_they_are_there(airflow_d
     assert replacements.RETRY_SECONDS > 0
 
 
+def test_with_the_tables_of_an_earlier_release_it_waits_for_the_new_ones(airflow_database, caplog):
+    from airflow.utils.session import create_session
+
+    from callback_priority.adapter.db_manager import CallbackPriorityDBManager
+
+    def migrate(action, *arguments):
+        with create_session(scoped=False) as session:
+            getattr(CallbackPriorityDBManager(session), action)(*arguments)
+
+    bench = Bench()
+    migrate("downgrade", "8c1f4e0a7d35")
+    caplog.clear()
+    with hooked(), scheduler(LoopExecutor(4)) as run:
+        bench.callbacks(3)
+        runner = run(3)
+        assert bench.callback_states() == {"success": 3}
+        [line] = errors(caplog)
+        assert "no column callback_priority_item.leader_id" in line
+        assert "no table callback_priority_unit" in line
+        assert "run 'airflow db migrate'" in line
+
+        migrate("upgradedb")
+        runner._callback_priority_retry_at = 0.0
+        bench.callbacks(3)
+        assert run(3)._callback_priority.active
+        assert {item.state for item in bench.items()} == {"done"}
+    assert errors(caplog) == [line]
+
+
 @ON_SQLITE
 def test_deadlines_missed_before_the_tables_are_there_leave_nothing_behind(airflow_database):
     """What was noted for items that cannot be written is dropped, not kept for ever."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ from sqlalchemy import delete, update
 from callback_priority.adapter import settlement as settlement_module
 from callback_priority.adapter.routing import fallback
 from callback_priority.core.classes import ServiceClass
-from callback_priority.persistence import settling
+from callback_priority.persistence import items, settling, units
 from callback_priority.persistence.flows import read_state
 from callback_priority.persistence.tables import item_table, unit_table
 from callback_priority.policy.settings import Mode, Settings
@@ -480,6 +481,195 @@ def test_a_run_whose_end_nobody_reports_is_given_up_after_its_limits(airflow_dat
         assert by_id(routed.bench)[ids[1]].leader_id is None
 
 
+def test_an_overdue_run_frees_the_executors_slot_too(airflow_database, routed):
+    """CeleryExecutor counts what it has heard nothing of as running, for ever."""
+    ids = routed.callbacks(2, batch=None)
+    with at_work(1, callback_loops=10**9) as (run, workers, allocator):
+        run(2)
+        workers.claim(ids[0])
+        workers.start(ids[0])
+        allocator.clock.seconds += 2 * allocator.settlement.longest_run.total_seconds()
+        run(1)
+        assert workers.executor.running == set()
+        assert workers.executor.event_buffer == {}
+        assert len(allocator.ledger) == 0
+        assert allocator.in_flight.occupancy().free == {"0:_LoopExecutor": 1}
+        assert routed.bench.outputs()[ids[0]] == DEAD
+        run(1)
+        assert workers.executor.order("callback") == ids
+
+
+def test_what_was_lost_on_its_way_goes_back_to_the_dag_processor(airflow_database, routed):
+    """A message that was lost, a queue without workers, a process that died before it took the run."""
+    ids = routed.callbacks(3)
+    with at_work(1, callback_loops=10**9) as (run, workers, allocator):
+        run(2)
+        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() - 10
+        run(1)
+        assert states(routed.bench) == {"granted": 3}, "its token is still valid"
+        allocator.clock.seconds += 61
+        run(2)
+        assert withdrawn() == dict.fromkeys(ids, settlement_module.NOT_TAKEN)
+        assert routed.bench.items() == []
+        assert workers.executor.running == set()
+        assert len(allocator.ledger) == 0
+
+
+@ON_SQLITE
+def test_what_was_lost_on_its_way_is_set_aside_if_its_request_has_begun(airflow_database, routed):
+    ids = routed.callbacks(2, batch=None, per_request=2)
+    with at_work(2, callback_loops=10**9) as (run, workers, allocator):
+        run(2)
+        workers.claim(ids[0])
+        workers.start(ids[0])
+        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() + 1
+        run(1)
+        found = by_id(routed.bench)
+        assert [found[each].state for each in ids] == ["granted", "parked"]
+        assert found[ids[1]].reason == settlement_module.NOT_TAKEN
+        allocator.clock.seconds += 61
+        run(2)
+        assert workers.executor.order("callback") == [*ids, ids[1]], "it is handed out anew"
+    assert withdrawn() == {}
+
+
+@ON_SQLITE
+def test_what_an_executor_never_dispatched_is_no_longer_in_its_queue(airflow_database, routed):
+    routed.callbacks(1)
+    with at_work(1, takes=0) as (run, workers, allocator):
+        run(2)
+        assert len(workers.executor.queued_callbacks) == 1
+        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() + 1
+        run(1)
+        assert workers.executor.queued_callbacks == {}
+    assert len(withdrawn()) == 1
+
+
+@ON_SQLITE
+def test_an_executor_that_cannot_let_go_does_not_keep_it_from_being_settled(
+    airflow_database, routed, monkeypatch
+):
+    ids = routed.callbacks(1)
+    with at_work(1, callback_loops=10**9) as (run, workers, allocator):
+        run(2)
+
+        def change_state(*_args, **_options):
+            raise RuntimeError("broken on purpose")
+
+        monkeypatch.setattr(workers.executor, "change_state", change_state)
+        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() + 1
+        run(1)
+    assert withdrawn().keys() == set(ids)
+
+
+@ON_SQLITE
+def test_celerys_own_map_forgets_what_is_abandoned(airflow_database):
+    from airflow.models.callback import CallbackKey
+    from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+
+    from callback_priority.adapter.inflight import InFlight
+
+    executor = CeleryExecutor(parallelism=4)
+    lost, other = CallbackKey(str(uuid.uuid4())), CallbackKey(str(uuid.uuid4()))
+    in_flight = InFlight([executor], FakeClock())
+    for key in (lost, other):
+        executor.running.add(key)
+        executor.workloads[key] = object()
+        in_flight.hold(key, TASK_CALLBACK, next(iter(in_flight.by_label)), charge=0)
+    in_flight.abandon(lost)
+    assert executor.running == executor.workloads.keys() == {other}
+    assert executor.event_buffer == {}
+    assert lost not in in_flight.ledger
+    assert lost in in_flight.routed, "should it be told of after all, Airflow is not to write that down"
+    assert in_flight.occupancy().total == 1
+
+
+@ON_SQLITE
+def test_a_run_whose_local_process_was_killed_is_settled_by_the_next_sweep(airflow_database, routed):
+    """A process of LocalExecutor's that is killed says nothing. One that lives is left alone, known or not."""
+    import subprocess
+    import sys
+
+    from airflow.executors.local_executor import LocalExecutor
+    from airflow.utils.net import get_hostname
+    from airflow.utils.session import create_session
+
+    class Silent(LocalExecutor):
+        def start(self):
+            self.workers = {}
+
+        def sync(self):
+            clock.seconds += 1
+
+        def _process_workloads(self, workload_list):
+            for each in workload_list:
+                self.queued_callbacks.pop(each.key)
+
+        def end(self):
+            pass
+
+    ids = routed.callbacks(2)
+    clock, executor = FakeClock(), Silent(parallelism=1)
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process,
+        scheduler(executor, settings=ACTIVE, clock=clock) as run,
+    ):
+        allocator = run(2)._callback_priority
+        with create_session() as session:
+            worker = f"{get_hostname()}:{process.pid}"
+            units.claim(session.connection(), dict.fromkeys(ids, "log"), worker=worker, now=clock.utcnow())
+            units.mark_started(session.connection(), ids[0], clock.utcnow())
+        for executor.workers in ({process.pid: process}, {}):
+            clock.seconds += 61
+            run(1)
+            assert states(routed.bench) == {"granted": 2}
+        process.kill()
+        process.wait()
+        executor.workers = {process.pid: process}
+        clock.seconds += 61
+        run(1)
+        assert states(routed.bench) == {"granted": 2}, "its executor has not looked yet"
+        executor.workers = {}
+        clock.seconds += 61
+        run(1)
+        assert len(allocator.ledger) == 0
+        assert routed.bench.outputs()[ids[0]] == DEAD
+        assert [by_id(routed.bench)[each].state for each in ids] == ["done", "waiting"]
+        assert read_units()[ids[1]].workers_lost == 1
+
+
+@pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
+def test_two_schedulers_that_settle_one_request_do_not_block_each_other(
+    airflow_database, routed, monkeypatch
+):
+    from airflow.utils.session import create_session
+
+    ids = routed.callbacks(2, batch=None, per_request=2)
+    with at_work(2, callback_loops=10**9) as (run, _, allocator):
+        run(2)
+        both, failed, whole = threading.Barrier(2), [], settling.runs
+
+        def runs(conn, leaders):
+            found = whole(conn, leaders)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(2)
+            return found
+
+        def settle(callback_id):
+            with create_session(scoped=False) as session:
+                allocator.settlement.settle(session, [callback_id], START)
+
+        monkeypatch.setattr(settling, "runs", runs)
+        monkeypatch.setattr(allocator.settlement, "failed", lambda *error: failed.append(error))
+        threads = [threading.Thread(target=settle, args=(each,)) for each in ids]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(30)
+    assert failed == []
+    assert withdrawn().keys() == set(ids)
+
+
 @ON_SQLITE
 def test_a_slot_is_held_until_the_last_of_a_run_has_ended(airflow_database, routed):
     """Found out from the rows, where the executor does not say: a reconciliation at an interval."""
@@ -548,6 +738,71 @@ def test_what_is_unfit_goes_to_the_dag_processor_and_fails_if_its_request_has_be
     assert withdrawn().keys() == {alone}
     assert routed.bench.callback_states() == {"success": 1, "failed": 1}
     assert "its Dag run" in routed.bench.outputs()[unfit]
+
+
+@pytest.mark.parametrize("error", ["deadlock", "unreadable"])
+def test_what_is_unfit_is_set_aside_while_the_database_fails(airflow_database, routed, monkeypatch, error):
+    """A failure that may pass costs no callback; one that cannot, which is no database's, does."""
+    from sqlalchemy.exc import OperationalError
+
+    ids = routed.callbacks(2)
+    errors = {
+        "deadlock": OperationalError("deadlock detected", None, Exception()),
+        "unreadable": ValueError("not a request"),
+    }
+
+    for each in ids:
+        set_run(each, None)
+    with at_work(1) as (run, workers, allocator):
+        with monkeypatch.context() as patch:
+            patch.setattr(fallback, "withdraw", raising(errors[error]))
+            run(2)
+        if error == "unreadable":
+            assert routed.bench.callback_states() == {"failed": 2}
+            return
+        assert routed.bench.callback_states() == {"pending": 2}
+        assert states(routed.bench) == {"parked": 2}
+        assert all("its Dag run" in item.reason for item in routed.bench.items())
+        allocator.clock.seconds += 61
+        run(3)
+    assert withdrawn().keys() == set(ids)
+    assert workers.runs == []
+
+
+@ON_SQLITE
+def test_what_expires_is_not_lost_while_the_database_fails(airflow_database, routed, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    ids = routed.callbacks(1)
+    with at_work(1, takes=0) as (run, _, allocator):
+        with a_transaction() as connection:
+            items.park(connection, ids, now=START, retry_at=START, reason="no executor")
+        with monkeypatch.context() as patch:
+            patch.setattr(fallback, "withdraw", raising(OperationalError("gone", None, Exception())))
+            allocator.clock.seconds += 4_000
+            run(1)
+            allocator.clock.seconds += 61
+            run(1)
+        assert [item.reason for item in routed.bench.items()] == ["expired after 3600 s: no executor"]
+        assert states(routed.bench) == {"parked": 1}
+        allocator.clock.seconds += 61
+        run(1)
+    assert withdrawn() == {ids[0]: "expired after 3600 s: no executor"}
+
+
+def raising(error: Exception):
+    def broken(*_args):
+        raise error
+
+    return broken
+
+
+@contextmanager
+def a_transaction():
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        yield session.connection()
 
 
 def set_run(callback_id: uuid.UUID, dag_run_id: int | None) -> None:

@@ -193,7 +193,7 @@ def test_a_grant_is_recorded_once(conn: Connection, now: datetime) -> None:
 def test_a_parked_item_hides_nobody_and_comes_back_at_its_rank(conn: Connection, now: datetime) -> None:
     first, second = new("x"), new("y")
     enqueue(conn, [first, second], now)
-    items.park(conn, [first.callback_id], retry_at=now + timedelta(seconds=30), reason="no executor")
+    items.park(conn, [first.callback_id], now=now, retry_at=now + timedelta(seconds=30), reason="no executor")
     assert order(conn) == [second.callback_id]
     assert items.unpark_due(conn, now + timedelta(seconds=29)) == 0
     assert items.unpark_due(conn, now + timedelta(seconds=30)) == 1
@@ -201,14 +201,30 @@ def test_a_parked_item_hides_nobody_and_comes_back_at_its_rank(conn: Connection,
 
 
 def test_parked_items_end_with_their_time_to_live(conn: Connection, now: datetime) -> None:
+    """It is counted from the first time that they were parked, however long they had waited before."""
     old, young = new(), new()
-    enqueue(conn, [old], now - timedelta(hours=2))
-    enqueue(conn, [young], now)
     ids = [old.callback_id, young.callback_id]
-    items.park(conn, ids, retry_at=now, reason="no executor")
-    expired = items.expire_parked(conn, enqueued_before=now - timedelta(hours=1), now=now)
-    assert expired == {old.callback_id: "no executor"}
-    assert [state_of(conn, each) for each in ids] == [ItemState.DONE, ItemState.PARKED]
+    enqueue(conn, [old, young], now - timedelta(hours=9))
+    hour = timedelta(hours=1)
+    items.park(conn, ids[:1], now=now - 2 * hour, retry_at=now - hour, reason="no executor")
+    assert items.unpark_due(conn, now) == 1
+    assert items.expired(conn, parked_before=now) == {}, "it is not parked now"
+    items.park(conn, ids, now=now, retry_at=now, reason="still none")
+    assert items.expired(conn, parked_before=now - hour) == {ids[0]: "still none"}
+    assert items.expired(conn, parked_before=now - 2 * hour) == {}
+    assert items.expired(conn, parked_before=now + hour).keys() == set(ids)
+    assert items.expired(conn, parked_before=now + hour, limit=1).keys() < set(ids)
+
+
+def test_what_waits_anew_has_a_new_time_to_live(conn: Connection, now: datetime) -> None:
+    item = new()
+    enqueue(conn, [item], now)
+    items.park(conn, [item.callback_id], now=now, retry_at=now, reason="x")
+    items.mark_done(conn, [item.callback_id], now)
+    enqueue(conn, [item], now)
+    found = items.read_item(conn, item.callback_id)
+    assert found is not None
+    assert found.parked_at is None
 
 
 def test_done_is_final_and_a_slot_can_be_taken_back(conn: Connection, now: datetime) -> None:
@@ -218,7 +234,7 @@ def test_done_is_final_and_a_slot_can_be_taken_back(conn: Connection, now: datet
     items.mark_granted(conn, ids, now=now, job_id=1, charges={DEADLINE: 3})
     items.mark_done(conn, ids[:1], now)
     assert items.requeue(conn, ids) == 1
-    assert items.park(conn, ids[:1], retry_at=now, reason="x") == 0
+    assert items.park(conn, ids[:1], now=now, retry_at=now, reason="x") == 0
     assert items.mark_done(conn, ids[:1], now + timedelta(1)) == 0
     assert [state_of(conn, each) for each in ids] == [ItemState.DONE, ItemState.WAITING]
     found = items.read_item(conn, ids[0])
@@ -241,7 +257,7 @@ def test_companions_are_the_next_of_the_batch(conn: Connection, now: datetime, s
     ids = batch_of(conn, 8, now)
     batch_of(conn, 3, now, batch="other")
     enqueue(conn, [new(batch="b")], now)  # its callback is gone
-    items.park(conn, ids[4:5], retry_at=now, reason="x")
+    items.park(conn, ids[4:5], now=now, retry_at=now, reason="x")
     conn.execute(update(callback).where(callback.c.id == ids[2]).values(state="success"))
     sent.clear()
     assert waiting.companions(conn, [(ids[0], "b")], 3, apart_from=[ids[1]]) == {
@@ -297,7 +313,7 @@ def test_a_companion_that_waits_again_leads_by_itself(conn: Connection, now: dat
     items.mark_granted(conn, ids[:1], now=now, job_id=4, charges={})
     items.mark_companions(conn, {ids[0]: ids[1:]}, now=now, job_id=4)
     items.requeue(conn, ids[1:2])
-    items.park(conn, ids[2:], retry_at=now, reason="x")
+    items.park(conn, ids[2:], now=now, retry_at=now, reason="x")
     assert [found.leader_id for each in ids if (found := items.read_item(conn, each))] == [None] * 3
     items.unpark_due(conn, now)
     items.mark_granted(conn, ids[1:], now=now, job_id=4, charges={})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
+from functools import partial
 
+import pytest
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.persistence import items, requests, settling, status, sweep, units
 from callback_priority.persistence.enqueueing import NewItem, enqueue, record_triggered
 from callback_priority.persistence.tables import ItemState, item_table, unit_table
-from tests.persistence.conftest import callback
+from tests.persistence.conftest import callback, job
 
 DEADLINE = ServiceClass.DEADLINE
 
@@ -58,7 +60,7 @@ def test_pending_callbacks_without_an_open_item_are_found(conn: Connection, now:
 def test_what_others_did_is_settled(conn: Connection, now: datetime) -> None:
     ids = pending(conn, now, 7)
     wait(conn, ids, now)
-    items.park(conn, ids[1:2], retry_at=now, reason="x")
+    items.park(conn, ids[1:2], now=now, retry_at=now, reason="x")
     items.mark_granted(conn, ids[2:6], now=now, job_id=1, charges={})
     for place, state in enumerate(["queued", "failed", "success", "pending", "running", "queued", "pending"]):
         set_state(conn, ids[place], state)
@@ -131,7 +133,7 @@ def test_a_run_is_read_as_far_as_it_came(conn: Connection, now: datetime, sent: 
     assert units.end_units(conn, ids[:1], now) == 1
     sent.clear()
     found = {each.callback_id: each for each in settling.runs(conn, [ids[0], ids[5]])}
-    assert len(sent) == 3
+    assert len(sent) == 4
     assert sorted(found) == ids[:3], "what is done is of no run, and what has no unit is unknown"
     assert {each.leader_id for each in found.values()} == {ids[0]}
     facts = [(found[each].claimed, found[each].started, found[each].ended) for each in ids[:3]]
@@ -149,9 +151,47 @@ def test_a_run_is_overdue_by_when_it_was_taken(conn: Connection, now: datetime) 
     units.claim(conn, dict.fromkeys(ids[:2], "log"), worker="here:1", now=now)
     units.claim(conn, {ids[2]: "log"}, worker="here:1", now=now + timedelta(seconds=5))
     units.claim(conn, {ids[3]: "log"}, worker="here:1", now=now)
-    assert settling.overdue_runs(conn, claimed_before=now, limit=9) == []
-    assert settling.overdue_runs(conn, claimed_before=now + timedelta(seconds=1), limit=9) == ids[:1]
-    assert settling.overdue_runs(conn, claimed_before=now + timedelta(seconds=9), limit=9) == [ids[0], ids[2]]
+    overdue = partial(
+        settling.overdue_runs, conn, granted_before=now, living_since=now, own_job_id=1, limit=9
+    )
+    assert overdue(claimed_before=now) == []
+    assert overdue(claimed_before=now + timedelta(seconds=1)) == ids[:1]
+    assert overdue(claimed_before=now + timedelta(seconds=9)) == [ids[0], ids[2]]
+    assert overdue(claimed_before=now + timedelta(seconds=9), own_job_id=2) == [ids[0], ids[2]]
+    conn.execute(insert(job).values(id=1, state="running", latest_heartbeat=now))
+    assert overdue(claimed_before=now + timedelta(seconds=9), own_job_id=2) == [], "it looks after its own"
+    assert settling.workers_of(conn, ids) == dict.fromkeys(ids, "here:1")
+
+
+def test_a_run_that_no_worker_took_is_overdue_by_when_it_was_granted(conn: Connection, now: datetime) -> None:
+    ids = pending(conn, now, 4)
+    wait(conn, ids, now)
+    for each in ids[:3]:
+        unit(conn, each, uuid.uuid4())
+    items.mark_granted(conn, [ids[0], ids[3]], now=now, job_id=1, charges={})
+    items.mark_companions(conn, {ids[0]: ids[1:2]}, now=now, job_id=1)
+    overdue = partial(
+        settling.overdue_runs, conn, claimed_before=now + timedelta(days=9), living_since=now, limit=9
+    )
+    later = now + timedelta(seconds=1)
+    assert overdue(granted_before=now, own_job_id=1) == []
+    assert overdue(granted_before=later, own_job_id=2) == []
+    assert overdue(granted_before=later, own_job_id=1) == ids[:1]
+    assert settling.workers_of(conn, ids) == {}
+
+
+def test_whoever_settles_locks_whole_requests(conn: Connection, now: datetime) -> None:
+    ids = pending(conn, now, 4)
+    wait(conn, ids, now)
+    request, locked = uuid.uuid4(), []
+    for each in ids[:3]:
+        unit(conn, each, request)
+    unit(conn, ids[3], uuid.uuid4())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "lock", lambda _, wanted: locked.append(sorted(wanted)))
+        settling.runs(conn, ids[1:2])
+        settling.lock_requests(conn, [ids[2], ids[3]])
+    assert locked == [ids[:3], ids]
 
 
 def test_items_of_removed_callbacks_go(conn: Connection, now: datetime) -> None:
@@ -177,7 +217,7 @@ def test_history_is_trimmed_oldest_first(conn: Connection, now: datetime) -> Non
 def test_backlog_and_waits(conn: Connection, now: datetime) -> None:
     ids = [uuid.uuid4() for _ in range(24)]
     wait(conn, ids, now)
-    items.park(conn, ids[:1], retry_at=now, reason="x")
+    items.park(conn, ids[:1], now=now, retry_at=now, reason="x")
     items.mark_granted(conn, ids[1:2], now=now, job_id=1, charges={})
     for seconds, each in enumerate(ids[2:22], start=1):
         items.mark_granted(conn, [each], now=now + timedelta(seconds=seconds), job_id=1, charges={})

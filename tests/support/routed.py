@@ -135,17 +135,17 @@ class Workers:
     def __attrs_post_init__(self) -> None:
         from airflow.models.callback import CallbackKey
 
-        whole = self.executor.change_state
+        whole = self.executor.report_end
 
-        def change_state(key: Any, state: Any, *args: Any, **kwargs: Any) -> None:
+        def report_end(key: Any, state: Any) -> None:
             if isinstance(key, CallbackKey):
                 leader = uuid.UUID(key.id)
                 riding = self._in_a_transaction(lambda conn: units.companions(conn, leader))
                 self.runs.append([leader, *riding])
                 state = self.script(self, leader, riding)
-            whole(key, state, *args, **kwargs)
+            whole(key, state)
 
-        self.executor.change_state = change_state
+        self.executor.report_end = report_end
 
     @staticmethod
     def _in_a_transaction(action: Callable[[Any], Any]) -> Any:

@@ -116,9 +116,18 @@ def _executor_class() -> type[Any]:
             for key in ended:
                 del self.inside[key]
                 state = CallbackState.SUCCESS if self.kind(key) == "callback" else TaskInstanceState.SUCCESS
-                self.change_state(key, state)
+                self.report_end(key, state)
             if self.each_loop is not None:
                 self.each_loop()
+
+        def report_end(self, key: Any, state: Any) -> None:
+            """Say that a workload has ended."""
+            self.change_state(key, state)
+
+        def change_state(self, key: Any, *args: Any, **kwargs: Any) -> None:
+            """Forget it too, as CeleryExecutor does: nothing is heard of it any more."""
+            super().change_state(key, *args, **kwargs)
+            self.inside.pop(key, None)
 
         @staticmethod
         def _finish_tasks(keys: list[Any]) -> None:

@@ -367,7 +367,7 @@ class SlotAllocator:
         if turn.elsewhere:
             items.mark_done(connection, turn.elsewhere, turn.now, "ended or taken outside of this library")
         for reason, ids in turn.aside_by_reason().items():
-            items.park(connection, ids, retry_at=self._retry_at(turn), reason=reason)
+            items.park(connection, ids, now=turn.now, retry_at=self._retry_at(turn), reason=reason)
         return given_up
 
     def _retry_at(self, turn: Turn) -> datetime:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
+from airflow.models.callback import CallbackKey
+from airflow.utils.state import CallbackState
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.ledger import Ledger
@@ -148,6 +150,21 @@ class InFlight:
         for key in keys:
             self.ledger.release(key)
             self.connection_tests.pop(key, None)
+
+    def abandon(self, key: CallbackKey) -> None:
+        """Free the slot of a callback whose end will not be reported, in its executor's own books too.
+
+        Its key stays in ``routed``: should an end be reported after all, it is not Airflow's to write.
+        """
+        hold = self.ledger.get(key)
+        self.ended([key])
+        executor = None if hold is None else self.by_label.get(hold.executor)
+        if executor is None:
+            return
+        executor.queued_callbacks.pop(key, None)
+        executor.change_state(key, CallbackState.FAILED, remove_running=True)
+        # What became of it is for its rows to say.
+        executor.event_buffer.pop(key, None)
 
     def unreported_keys(self) -> list[Hashable]:
         """Keys that hold a slot on our word alone: the ones whose end could have been missed."""

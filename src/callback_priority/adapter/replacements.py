@@ -18,14 +18,14 @@ from airflow.exceptions import AirflowConfigException
 from airflow.models.callback import ExecutorCallback
 from airflow.models.pool import Pool
 from airflow.utils.session import create_session
-from sqlalchemy import inspect, select
+from sqlalchemy import Connection, inspect, select
 
 from callback_priority import compat
 from callback_priority.adapter import patches
 from callback_priority.adapter.allocator import NEW_ITEMS, SlotAllocator
 from callback_priority.adapter.config import configured_executors, raw_section
 from callback_priority.errors import ConfigurationError
-from callback_priority.persistence.tables import flow_table, item_table
+from callback_priority.persistence.tables import metadata
 from callback_priority.policy.parse import load_settings, parse_settings
 from callback_priority.policy.settings import Settings
 
@@ -78,11 +78,10 @@ def _start(runner: SchedulerJobRunner) -> None:
 
 
 def _settings(runner: SchedulerJobRunner) -> Settings | None:
-    """The settings, held against the deployment; ``None`` while the tables are missing."""
+    """The settings, held against the deployment; ``None`` while tables or columns are missing."""
     raw = raw_section(conf)
     with create_session(scoped=False) as session:
-        inspector = inspect(session.connection())
-        missing = [table.name for table in (flow_table, item_table) if not inspector.has_table(table.name)]
+        missing = _missing(session.connection())
         pools = {
             str(name): None if slots == -1 else slots
             for name, slots in session.execute(select(Pool.pool, Pool.slots))
@@ -90,8 +89,8 @@ def _settings(runner: SchedulerJobRunner) -> Settings | None:
     if missing:
         parse_settings(raw)
         log.error(
-            "callback-priority waits and Airflow runs as it is: no table %s; run 'airflow db migrate'",
-            " and no table ".join(missing),
+            "callback-priority waits and Airflow runs as it is: no %s; run 'airflow db migrate'",
+            " and no ".join(missing),
         )
         return None
     try:
@@ -99,6 +98,19 @@ def _settings(runner: SchedulerJobRunner) -> Settings | None:
     except AirflowConfigException:
         executors = None  # Airflow's own complaint about it is better than ours
     return load_settings(raw, pool_slots=pools, parallelism=runner._parallelism, executors=executors)
+
+
+def _missing(connection: Connection) -> list[str]:
+    """The tables of ours that are not there, and the columns of those that an earlier release has made."""
+    inspector = inspect(connection)
+    missing = []
+    for name, table in sorted(metadata.tables.items()):
+        if not inspector.has_table(name):
+            missing.append(f"table {name}")
+            continue
+        there = {column["name"] for column in inspector.get_columns(name)}
+        missing += [f"column {name}.{column.name}" for column in table.columns if column.name not in there]
+    return missing
 
 
 def _do_scheduling(original: Callable[..., int], runner: SchedulerJobRunner, session: Session) -> int:

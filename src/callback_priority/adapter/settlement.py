@@ -10,9 +10,10 @@ own row says:
 it ended                              its item is done
 it was started and did not end        it has failed: the worker died in it, and calling it again could do harm
 it was taken and not started          it waits again; after three workers it has failed
-no worker took the run                workers without this library fail like that: the Dag processor runs it,
-                                      unless a part of its request has been called already; then it is set aside
-                                      and tried again, until its time to live has passed
+no worker took the run                workers without this library fail like that, and so does a queue that no
+                                      worker serves: the Dag processor runs it, unless a part of its request has
+                                      been called already; then it is set aside and tried again, until its time
+                                      to live has passed
 ====================================  ==========================================================================
 """
 
@@ -21,11 +22,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import attrs
+from airflow.configuration import conf
 from airflow.models.callback import CallbackKey
+from sqlalchemy.exc import SQLAlchemyError
 
 from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
@@ -37,7 +41,7 @@ from callback_priority.policy.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["MOST_WORKERS", "GivenUp", "Settlement"]
+__all__ = ["MOST_WORKERS", "GivenUp", "Settlement", "Withdrawal"]
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +51,25 @@ MOST_WORKERS: Final = 3
 MARGIN_SECONDS: Final = 120.0
 """What a run may take beyond its time limits before it is taken for lost."""
 
+WAY_MARGIN_SECONDS: Final = 60.0
+"""How much longer than its token is valid a workload may be on its way, by clocks that differ."""
+
 NOT_TAKEN: Final = (
-    "no worker took it: the one that was to run it ended first, or is without callback-priority"
+    "no worker took it: none serves its queue, or the one that was to run it ended first or is without "
+    "callback-priority"
 )
 DIED: Final = "the worker ended while it ran"
+
+
+class Withdrawal(Enum):
+    """What came of giving a request back to the Dag processor."""
+
+    DONE = "done"
+    """The Dag processor runs it."""
+    IMPOSSIBLE = "impossible"
+    """A part of it has been called already, or what it was cannot be read any more."""
+    FAILED = "failed"
+    """The database failed: it may be possible later."""
 
 
 @attrs.frozen(kw_only=True)
@@ -60,10 +79,12 @@ class GivenUp:
     Args:
         failed: Those that are failed, each with the reason.
         withdrawn: Those that the Dag processor runs instead, each with the reason.
+        parked: Those of which it is not known, since the database failed, each with the reason; for later.
     """
 
     failed: Mapping[UUID, str]
     withdrawn: Mapping[UUID, str]
+    parked: Mapping[UUID, str]
 
     def tell(self) -> None:
         """Log and count it, once it was written; who withdraws counts that."""
@@ -72,6 +93,8 @@ class GivenUp:
             log.error("%d callback(s) cannot run and are failed, e.g. %s: %s", len(ids), ids[0], reason)
         for reason, ids in _by_reason(self.withdrawn).items():
             log.warning("%d callback(s) go back to the Dag processor, e.g. %s: %s", len(ids), ids[0], reason)
+        for reason, ids in _by_reason(self.parked).items():
+            log.warning("%d callback(s) are set aside, e.g. %s: %s", len(ids), ids[0], reason)
 
 
 def _by_reason(reasons: Mapping[UUID, str]) -> dict[str, list[UUID]]:
@@ -106,6 +129,11 @@ class Settlement:
         each = settings.callback_load_limit_seconds + settings.callback_time_limit_seconds
         return timedelta(seconds=MARGIN_SECONDS + each * settings.callback_batch_size)
 
+    @property
+    def longest_way(self) -> timedelta:
+        """How long a workload can be on its way to a worker: as long as Airflow has made its token valid."""
+        return timedelta(seconds=conf.getfloat("scheduler", "task_queued_timeout") + WAY_MARGIN_SECONDS)
+
     def take_events(self, executor: Any) -> list[CallbackKey]:
         """Take the events of routed callbacks out of an executor's buffer, before Airflow's method reads it.
 
@@ -127,7 +155,7 @@ class Settlement:
     def settle(self, session: Session, leaders: Iterable[UUID], now: datetime) -> None:
         """Write what became of the callbacks of runs whose worker has ended.
 
-        Up to ten statements for any number of runs, and a few for each request that no worker took.
+        Up to eleven statements for any number of runs, and a few for each request that no worker took.
 
         Args:
             session: A transaction that is to be committed.
@@ -166,12 +194,15 @@ class Settlement:
         parked = [
             callback_id
             for request_id, ids in left.items()
-            if not self.withdraw(session, request_id, NOT_TAKEN)
+            if self.withdraw(session, request_id, NOT_TAKEN) is not Withdrawal.DONE
             for callback_id in ids
         ]
         self._set_back(connection, parked)
+        self._park(connection, parked, now, NOT_TAKEN)
+
+    def _park(self, connection: Any, ids: list[UUID], now: datetime, reason: str) -> None:
         retry_at = now + timedelta(seconds=self.settings.executor_retry_seconds)
-        items.park(connection, parked, retry_at=retry_at, reason=NOT_TAKEN)
+        items.park(connection, ids, now=now, retry_at=retry_at, reason=reason)
 
     @staticmethod
     def _set_back(connection: Any, ids: list[UUID], *, worker_lost: bool = False) -> None:
@@ -182,6 +213,8 @@ class Settlement:
     def give_up(self, session: Session, reasons: Mapping[UUID, str], now: datetime) -> GivenUp:
         """Have the Dag processor run those of the callbacks that it can; fail the others.
 
+        Where the database fails, whether it can is not known: these are set aside and looked at again.
+
         Args:
             session: A transaction that is to be committed.
             reasons: The callbacks that cannot run here, each with the reason.
@@ -189,19 +222,30 @@ class Settlement:
         """
         connection = session.connection()
         withdrawn: dict[UUID, str] = {}
+        parked: dict[UUID, str] = {}
         requested: dict[UUID, list[UUID]] = {}
         for callback_id, request_id in requests.requests_of(connection, reasons).items():
             requested.setdefault(request_id, []).append(callback_id)
+        settling.lock_requests(connection, [each for ids in requested.values() for each in ids])
         for request_id, ids in requested.items():
-            if self.withdraw(session, request_id, reasons[ids[0]]):
+            withdrawal = self.withdraw(session, request_id, reasons[ids[0]])
+            if withdrawal is Withdrawal.DONE:
                 withdrawn |= {each: reasons[each] for each in ids}
-        failed = {each: reason for each, reason in reasons.items() if each not in withdrawn}
+            elif withdrawal is Withdrawal.FAILED:
+                parked |= {each: reasons[each] for each in ids}
+        failed = {
+            each: reason for each, reason in reasons.items() if each not in withdrawn and each not in parked
+        }
         if failed:
             callbacks.fail(connection, failed)
             items.mark_done(connection, failed, now, "can never run: its output says why")
         if requested and failed:
             units.end_units(connection, failed, now)
-        return GivenUp(failed=failed, withdrawn=withdrawn)
+        if parked:
+            callbacks.to_pending(connection, parked)
+            for reason, ids in _by_reason(parked).items():
+                self._park(connection, ids, now, reason)
+        return GivenUp(failed=failed, withdrawn=withdrawn, parked=parked)
 
     def reroute_triggered(self, session: Session, now: datetime, limit: int) -> int:
         """Close what has ended on the triggerer, and have workers run what it could not.
@@ -221,15 +265,12 @@ class Settlement:
             self.failed("reroute", error)
             return 0
 
-    def withdraw(self, session: Session, request_id: UUID, reason: str) -> bool:
-        """Give a request back to the Dag processor.
-
-        Returns:
-            Whether it runs it now; not if a part of it has been called already, or could not be taken back.
-        """
+    def withdraw(self, session: Session, request_id: UUID, reason: str) -> Withdrawal:
+        """Give a request back to the Dag processor; a failure of ours is told of and raises nothing."""
         try:
             with savepoint(session.connection(), "callback_priority_withdraw", reads_first=True):
-                return fallback.withdraw(session, request_id, reason)
+                done = fallback.withdraw(session, request_id, reason)
         except Exception as error:  # noqa: BLE001 - one request that cannot be taken back must not stop the rest
             self.failed("withdraw", error)
-            return False
+            return Withdrawal.FAILED if isinstance(error, SQLAlchemyError) else Withdrawal.IMPOSSIBLE
+        return Withdrawal.DONE if done else Withdrawal.IMPOSSIBLE

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from airflow.executors.local_executor import LocalExecutor
 from airflow.models.callback import Callback, CallbackKey
 from airflow.models.connection_test import ConnectionTestKey, ConnectionTestRequest
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils.net import get_hostname
 from airflow.utils.state import CallbackState, TaskInstanceState
 from sqlalchemy import Connection, select, union_all
 
@@ -40,6 +43,16 @@ _TASK_HOLDS: Final = frozenset(
 )
 _CALLBACK_HOLDS: Final = frozenset({CallbackState.QUEUED, CallbackState.RUNNING})
 _TEST_HOLDS: Final = frozenset({"queued", "running"})
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class Upkeep:
@@ -103,14 +116,10 @@ class Upkeep:
         if clock >= self._retry_at:
             self._retry_at = clock + self.settings.executor_retry_seconds
             time_to_live = timedelta(seconds=self.settings.executor_time_to_live_seconds)
-            expired = items.expire_parked(
-                connection, enqueued_before=now - time_to_live, now=now, limit=BATCH
-            )
+            expired = items.expired(connection, parked_before=now - time_to_live, limit=BATCH)
             if expired:
-                reasons = {
-                    callback_id: f"expired after {self.settings.executor_time_to_live_seconds:g} s: {reason}"
-                    for callback_id, reason in expired.items()
-                }
+                prefix = f"expired after {self.settings.executor_time_to_live_seconds:g} s: "
+                reasons = {each: prefix + why.removeprefix(prefix) for each, why in expired.items()}
                 self.settlement.give_up(session, reasons, now).tell()
             self.roused += items.unpark_due(connection, now, limit=BATCH)
             if items.any_triggered(connection):
@@ -155,8 +164,8 @@ class Upkeep:
         """Take up callbacks that were granted and are with no executor.
 
         Those whose worker was reported gone, though what became of them could not be written then, are settled
-        now. So are runs that outlast their limits by far: their worker died and nobody said so. Any other
-        reached no executor, since the hand-over failed, and is set back to pending: what reached one is in the
+        now. So are runs that outlast their limits by far, or that no worker can take any more: their worker died
+        and nobody said so, or what was to reach one was lost. Any other reached no executor, since the hand-over failed, and is set back to pending: what reached one is in the
         ledger until its end was reported, and that is written before this runs. So is what a scheduler that has
         died left behind.
         """
@@ -172,16 +181,11 @@ class Upkeep:
             for leader in with_leaders.values()
             if CallbackKey(str(leader)) not in self.in_flight.ledger
         }
-        owed = away & self.settlement.owed
-        claimed_before = now - self.settlement.longest_run
-        overdue = settling.overdue_runs(connection, claimed_before=claimed_before, limit=BATCH)
-        if overdue:
-            log.error("%d run(s) are lost: their workers took them before %s", len(overdue), claimed_before)
-            self.in_flight.ended(CallbackKey(str(each)) for each in overdue)
-        if owed or overdue:
-            self.settlement.settle(session, {*owed, *overdue}, now)
+        ended = (away & self.settlement.owed) | self._abandon_lost(connection, now)
+        if ended:
+            self.settlement.settle(session, ended, now)
         self.settlement.owed.clear()
-        lost = [each for each, leader in with_leaders.items() if leader in away - owed]
+        lost = [each for each, leader in with_leaders.items() if leader in away - ended]
         stranded = settling.stranded(
             connection, living_since=now - self.living, own_job_id=self.job_id, limit=BATCH
         )
@@ -189,6 +193,48 @@ class Upkeep:
             log.warning("%d callback(s) wait again: the scheduler that granted them is gone", len(stranded))
         if lost or stranded:
             callbacks.to_pending(connection, [*lost, *stranded])
+
+    def _abandon_lost(self, connection: Connection, now: datetime) -> set[UUID]:
+        """Free the slots of runs whose end nobody will report; returns the callbacks that led them."""
+        overdue = settling.overdue_runs(
+            connection,
+            claimed_before=now - self.settlement.longest_run,
+            granted_before=now - self.settlement.longest_way,
+            living_since=now - self.living,
+            own_job_id=self.job_id or 0,
+            limit=BATCH,
+        )
+        killed = self._of_killed_workers(connection)
+        if overdue:
+            log.error("%d run(s) are lost: no worker took them, or has told of them, in time", len(overdue))
+        if killed:
+            log.error("%d run(s) are lost: their worker processes were killed", len(killed))
+        for each in {*overdue, *killed}:
+            try:
+                self.in_flight.abandon(CallbackKey(str(each)))
+            except Exception as error:  # noqa: BLE001 - an executor's own code; its rows are settled all the same
+                self.settlement.failed("abandon", error)
+        return {*overdue, *killed}
+
+    def _of_killed_workers(self, connection: Connection) -> list[UUID]:
+        """The runs that processes of a LocalExecutor of this scheduler took and that are gone, of which none tells.
+
+        A process that ends by itself has reported how its run ended before.
+        """
+        workers: dict[UUID, Mapping[int, object]] = {}
+        for hold in self.in_flight.ledger:
+            executor = self.in_flight.by_label.get(hold.executor)
+            if hold.key in self.in_flight.routed and isinstance(executor, LocalExecutor):
+                workers[UUID(str(getattr(hold.key, "id", "")))] = executor.workers
+        if not workers:
+            return []
+        here = get_hostname()
+        killed = []
+        for leader, worker in settling.workers_of(connection, workers).items():
+            host, _, pid = worker.rpartition(":")
+            if host == here and pid.isdigit() and int(pid) not in workers[leader] and not _is_alive(int(pid)):
+                killed.append(leader)
+        return killed
 
     def _enqueue(self, session: Session, new: Sequence[NewItem], now: datetime) -> None:
         enqueue(

@@ -140,6 +140,7 @@ def _row(item: NewItem, now: datetime) -> dict[str, Any]:
         "granted_at": None,
         "finished_at": None,
         "retry_at": None,
+        "parked_at": None,
         "scheduler_job_id": None,
         "attempts": 0,
         "charge": 0,

@@ -42,7 +42,7 @@ __all__ = [
     "GrantedItem",
     "Item",
     "any_triggered",
-    "expire_parked",
+    "expired",
     "granted_items",
     "mark_companions",
     "mark_decided",
@@ -99,6 +99,7 @@ class Item:
     granted_at: datetime | None
     finished_at: datetime | None
     retry_at: datetime | None
+    parked_at: datetime | None
     scheduler_job_id: int | None
     attempts: int
     charge: SlotMicros
@@ -157,6 +158,7 @@ _PARK: Final = (
         state=ItemState.PARKED.value,
         turn=null(),
         retry_at=bindparam("new_retry_at", type_=UtcDateTime),
+        parked_at=func.coalesce(_ITEM.parked_at, _NOW),
         reason=_REASON,
         scheduler_job_id=null(),
         granted_at=null(),
@@ -188,7 +190,7 @@ _EXPIRED: Final = (
     .where(
         _ITEM.retry_at.is_not(None),
         _ITEM.state == ItemState.PARKED.value,
-        _ITEM.enqueued_at < bindparam("enqueued_before", type_=UtcDateTime),
+        _ITEM.parked_at < bindparam("parked_before", type_=UtcDateTime),
     )
     .order_by(_ITEM.retry_at)
     .limit(bindparam("most", type_=Integer))
@@ -290,16 +292,19 @@ def mark_done(conn: Connection, ids: Iterable[UUID], now: datetime, reason: str 
     return _change(conn, _FINISH, ids, {"now": now, "new_reason": reason})
 
 
-def park(conn: Connection, ids: Iterable[UUID], *, retry_at: datetime, reason: str) -> int:
+def park(conn: Connection, ids: Iterable[UUID], *, now: datetime, retry_at: datetime, reason: str) -> int:
     """Set callbacks aside that cannot run now, so that they hold up nobody; their rank stays.
+
+    Their time to live is counted from the first time that this is done to them.
 
     Args:
         conn: Connection to Airflow's metadata database.
         ids: The callbacks.
+        now: The present.
         retry_at: When to look again.
         reason: What is missing.
     """
-    return _change(conn, _PARK, ids, {"new_retry_at": retry_at, "new_reason": reason})
+    return _change(conn, _PARK, ids, {"now": now, "new_retry_at": retry_at, "new_reason": reason})
 
 
 def requeue(conn: Connection, ids: Iterable[UUID], reason: str | None = None) -> int:
@@ -322,30 +327,19 @@ def unpark_due(conn: Connection, now: datetime, limit: int = KEYS_PER_STATEMENT)
     return requeue(conn, due) if due else 0
 
 
-def expire_parked(
-    conn: Connection, *, enqueued_before: datetime, now: datetime, limit: int = KEYS_PER_STATEMENT
-) -> dict[UUID, str]:
-    """Close parked items that have waited for too long; failing the callbacks themselves is the caller's.
+def expired(conn: Connection, *, parked_before: datetime, limit: int = KEYS_PER_STATEMENT) -> dict[UUID, str]:
+    """Find parked items that could not run for too long; what becomes of them is the caller's.
 
     Args:
         conn: Connection to Airflow's metadata database.
-        enqueued_before: The time to live ends for those that began to wait before then.
-        now: The present.
-        limit: The most to take in one call.
+        parked_before: The time to live ends for those that were parked first before then.
+        limit: The most to find in one call.
 
     Returns:
         The callbacks, each with the reason for which it was parked.
     """
-    expired = {
-        row.callback_id: row.reason or ""
-        for row in conn.execute(_EXPIRED, {"enqueued_before": enqueued_before, "most": limit})
-    }
-    by_reason: dict[str, list[UUID]] = {}
-    for callback_id, reason in expired.items():
-        by_reason.setdefault(reason, []).append(callback_id)
-    for reason, ids in by_reason.items():
-        mark_done(conn, ids, now, reason)
-    return expired
+    found = conn.execute(_EXPIRED, {"parked_before": parked_before, "most": limit})
+    return {row.callback_id: row.reason or "" for row in found}
 
 
 _GRANTED: Final = select(*(_ITEM[field.name] for field in attrs.fields(GrantedItem))).where(

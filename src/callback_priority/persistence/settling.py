@@ -24,7 +24,7 @@ from callback_priority.persistence.airflow_tables import (
 from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks
 from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table, unit_table
 
-__all__ = ["Ridden", "overdue_runs", "runs", "stranded"]
+__all__ = ["Ridden", "lock_requests", "overdue_runs", "runs", "stranded", "workers_of"]
 
 _CALLBACK = callback_table.c
 _ITEM = item_table.c
@@ -75,20 +75,39 @@ _RIDDEN: Final[Select[Any]] = (
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
     .where(_ITEM.callback_id.in_(_IDS))
 )
+_OWN_JOB = bindparam("own_job_id", type_=Integer)
+_LIVING: Final = select(job_table.c.id).where(
+    job_table.c.state == JOB_RUNNING,
+    job_table.c.latest_heartbeat >= bindparam("living_since", type_=UtcDateTime),
+)
+_SIBLING = unit_table.alias("sibling")
+_SIBLINGS: Final[Select[Any]] = (
+    select(_SIBLING.c.callback_id)
+    .join(unit_table, _UNIT.request_id == _SIBLING.c.request_id)
+    .where(_UNIT.callback_id.in_(_IDS))
+)
+_WORKERS: Final[Select[Any]] = select(_UNIT.callback_id, _UNIT.worker).where(
+    _UNIT.callback_id.in_(_IDS), _UNIT.claimed_at.is_not(None), _UNIT.worker.is_not(None)
+)
 _OVERDUE: Final[Select[Any]] = (
     select(_ITEM.callback_id)
     .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
     .where(
         _ITEM.state == ItemState.GRANTED.value,
         _ITEM.leader_id.is_(None),
-        _UNIT.claimed_at < bindparam("claimed_before", type_=UtcDateTime),
+        or_(
+            and_(
+                _UNIT.claimed_at < bindparam("claimed_before", type_=UtcDateTime),
+                or_(_ITEM.scheduler_job_id == _OWN_JOB, _ITEM.scheduler_job_id.not_in(_LIVING)),
+            ),
+            and_(
+                _UNIT.claimed_at.is_(None),
+                _ITEM.granted_at < bindparam("granted_before", type_=UtcDateTime),
+                _ITEM.scheduler_job_id == _OWN_JOB,
+            ),
+        ),
     )
     .limit(bindparam("most", type_=Integer))
-)
-
-_LIVING: Final = select(job_table.c.id).where(
-    job_table.c.state == JOB_RUNNING,
-    job_table.c.latest_heartbeat >= bindparam("living_since", type_=UtcDateTime),
 )
 _STRANDED: Final[Select[Any]] = (
     select(_ITEM.callback_id)
@@ -96,7 +115,7 @@ _STRANDED: Final[Select[Any]] = (
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
     .where(
         _ITEM.state == ItemState.GRANTED.value,
-        _ITEM.scheduler_job_id != bindparam("own_job_id", type_=Integer),
+        _ITEM.scheduler_job_id != _OWN_JOB,
         _ITEM.scheduler_job_id.not_in(_LIVING),
         _UNIT.claimed_at.is_(None),
         _CALLBACK.state == units.CALLBACK_QUEUED,
@@ -106,7 +125,7 @@ _STRANDED: Final[Select[Any]] = (
 
 
 def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
-    """The callbacks of runs, with their units locked; three statements for up to 5,000 callbacks.
+    """The callbacks of runs, with the units of their requests locked; four statements for up to 5,000 callbacks.
 
     Args:
         conn: Connection to Airflow's metadata database.
@@ -117,7 +136,7 @@ def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
         leading = set(piece)
         for callback_id, leader_id in conn.execute(_MEMBERS, {"ids": piece}):
             led_by[callback_id] = callback_id if callback_id in leading else leader_id
-    units.lock(conn, led_by)
+    lock_requests(conn, led_by)
     return [
         Ridden(
             callback_id=row.callback_id,
@@ -133,15 +152,56 @@ def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
     ]
 
 
-def overdue_runs(conn: Connection, *, claimed_before: datetime, limit: int) -> list[UUID]:
-    """The leaders of runs that a worker took so long ago that it must be gone, though nobody reported its end.
+def lock_requests(conn: Connection, ids: Iterable[UUID]) -> None:
+    """Lock the units of these callbacks and all others of their requests, in one pass.
+
+    A request is given back as a whole, which takes the locks of all its units. Whoever had locked one of them
+    alone before could then wait for somebody who has locked another, and that one for him.
+    """
+    wanted = set(ids)
+    for piece in chunks(sorted(wanted), KEYS_PER_STATEMENT):
+        wanted.update(conn.scalars(_SIBLINGS, {"ids": piece}))
+    units.lock(conn, wanted)
+
+
+def overdue_runs(
+    conn: Connection,
+    *,
+    claimed_before: datetime,
+    granted_before: datetime,
+    living_since: datetime,
+    own_job_id: int,
+    limit: int,
+) -> list[UUID]:
+    """The leaders of runs of which nobody will hear any more, though nobody reported their end.
+
+    A scheduler that lives looks after its own: its executor may count what is lost as running.
 
     Args:
         conn: Connection to Airflow's metadata database.
-        claimed_before: Runs that were taken since then may still be going on.
+        claimed_before: Runs that a worker took since then may still be going on.
+        granted_before: Runs that were granted since then, and that no worker took, may still be taken.
+        living_since: Schedulers without a heartbeat since then are taken for dead.
+        own_job_id: The scheduler that asks.
         limit: The most to find in one call.
     """
-    return sorted(conn.scalars(_OVERDUE, {"claimed_before": claimed_before, "most": limit}))
+    parameters = {
+        "living_since": living_since,
+        "claimed_before": claimed_before,
+        "granted_before": granted_before,
+        "own_job_id": own_job_id,
+        "most": limit,
+    }
+    return sorted(conn.scalars(_OVERDUE, parameters))
+
+
+def workers_of(conn: Connection, ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Which worker took each callback, as it named itself; those that none took are left out."""
+    return {
+        callback_id: worker
+        for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
+        for callback_id, worker in conn.execute(_WORKERS, {"ids": piece})
+    }
 
 
 def stranded(conn: Connection, *, living_since: datetime, own_job_id: int, limit: int) -> list[UUID]:

@@ -152,6 +152,7 @@ item_table = Table(
     Column("granted_at", UtcDateTime, nullable=True),
     Column("finished_at", UtcDateTime, nullable=True),
     Column("retry_at", UtcDateTime, nullable=True),
+    Column("parked_at", UtcDateTime, nullable=True),
     Column("scheduler_job_id", Integer, nullable=True),
     Column("attempts", Integer, nullable=False),
     Column("charge", BigInteger, nullable=False),

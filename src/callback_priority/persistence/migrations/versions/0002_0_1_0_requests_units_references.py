@@ -1,4 +1,4 @@
-"""Create the tables of requests, units and references, and let items share a run.
+"""Create the tables of requests, units and references, let items share a run, and count how long they are parked.
 
 Revision ID: 3d7a52c9e6b1
 Revises: 8c1f4e0a7d35
@@ -23,6 +23,7 @@ def upgrade() -> None:
     """Apply the revision."""
     op.add_column("callback_priority_item", sa.Column("batch", sa.String(64), nullable=True))
     op.add_column("callback_priority_item", sa.Column("leader_id", sa.Uuid(), nullable=True))
+    op.add_column("callback_priority_item", sa.Column("parked_at", INSTANT, nullable=True))
     op.create_index("callback_priority_item_batch", "callback_priority_item", ["batch", "state", "rank"])
     op.create_index("callback_priority_item_leader", "callback_priority_item", ["leader_id"])
     op.create_table(
@@ -85,5 +86,6 @@ def downgrade() -> None:
     op.drop_index("callback_priority_item_leader", table_name="callback_priority_item")
     op.drop_index("callback_priority_item_batch", table_name="callback_priority_item")
     with op.batch_alter_table("callback_priority_item") as items:
+        items.drop_column("parked_at")
         items.drop_column("leader_id")
         items.drop_column("batch")
