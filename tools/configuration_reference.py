@@ -14,7 +14,9 @@ MARK = "<!-- below: written by tools/configuration_reference.py -->\n"
 
 
 def _entry(option: Option) -> str:
-    kind = {"integer": "whole number", "float": "number", "string": "text"}[option.type]
+    kind = {"integer": "whole number", "float": "number", "string": "text", "boolean": "`True` or `False`"}[
+        option.type
+    ]
     if option.choices:
         kind = "one of " + ", ".join(f"`{choice}`" for choice in option.choices)
     elif "JSON object:" in option.description:

@@ -33,7 +33,7 @@ class CallbackPriorityDBManager(BaseDBManager):
     migration_dir = str(_HOME / "migrations")
     alembic_file = str(_HOME / "alembic.ini")
     supports_table_dropping = True
-    revision_heads_map = {"0.1.0": "8c1f4e0a7d35"}  # noqa: RUF012 - declared so by the base class
+    revision_heads_map = {"0.1.0": "b61f08d2c4e9"}  # noqa: RUF012 - declared so by the base class
 
     def get_alembic_config(self) -> Config:
         """Alembic's configuration, with Airflow's engine: its address alone lacks the connection arguments."""

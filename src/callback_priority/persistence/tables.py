@@ -39,12 +39,14 @@ __all__ = [
     "BUNDLE_LENGTH",
     "DAG_ID_LENGTH",
     "EXECUTOR_LENGTH",
+    "EXTERNAL_ID_LENGTH",
     "POOL_LENGTH",
     "VERSION_TABLE",
     "ItemState",
     "UtcDateTime",
     "flow_table",
     "item_table",
+    "journal_table",
     "metadata",
     "reference_table",
     "request_table",
@@ -59,6 +61,7 @@ DAG_ID_LENGTH: Final = 250
 EXECUTOR_LENGTH: Final = 256
 BUNDLE_LENGTH: Final = 250
 BATCH_LENGTH: Final = 64
+EXTERNAL_ID_LENGTH: Final = 250
 
 
 class ItemState(str, Enum):
@@ -155,6 +158,8 @@ item_table = Table(
     Column("parked_at", UtcDateTime, nullable=True),
     Column("scheduler_job_id", Integer, nullable=True),
     Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("external_id", String(EXTERNAL_ID_LENGTH), nullable=True),
     Column("charge", BigInteger, nullable=False),
     Column("batch", String(BATCH_LENGTH), nullable=True),
     Column("leader_id", Uuid, nullable=True),
@@ -215,7 +220,19 @@ unit_table = Table(
     Column("worker", String(300), nullable=True),
     Column("log_path", String(1000), nullable=True),
     Column("log", Text, nullable=True),
-    Column("workers_lost", Integer, nullable=False, default=0),
+    Column("heartbeat_at", UtcDateTime, nullable=True),
     Index("callback_priority_unit_request", "request_id"),
 )
-"""What came of a request: one row for each callable, beside its callback and its item."""
+"""What came of a request: one row for each callable, beside its callback and its item. A deadline callback, which
+comes of no request, gets one when a worker takes it; the request that it names is itself."""
+
+journal_table = Table(
+    "callback_priority_journal",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("scheduler_job_id", Integer, nullable=False),
+    Column("written_at", UtcDateTime, nullable=False),
+    Column("entry", Text, nullable=False),
+    Index("callback_priority_journal_written", "written_at"),
+)
+"""What each pass through the critical section did to the flows, for those who switch the journal on."""

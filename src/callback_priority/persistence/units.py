@@ -20,7 +20,6 @@ from uuid import UUID
 import attrs
 from sqlalchemy import (
     Connection,
-    Integer,
     String,
     Text,
     Uuid,
@@ -177,12 +176,13 @@ _CLAIM: Final = (
 )
 _RELEASE: Final = (
     update(unit_table)
-    .where(_UNIT.callback_id.in_(_IDS), _UNIT.started_at.is_(None), _UNIT.ended_at.is_(None))
+    .where(_UNIT.callback_id.in_(_IDS), _UNIT.ended_at.is_(None))
     .values(
         claimed_at=null(),
+        started_at=null(),
         worker=null(),
         log_path=null(),
-        workers_lost=_UNIT.workers_lost + bindparam("lost", type_=Integer),
+        heartbeat_at=null(),
     )
 )
 _START: Final = (
@@ -263,23 +263,22 @@ def claim(conn: Connection, log_paths: Mapping[UUID, str], *, worker: str, now: 
     )
 
 
-def release(conn: Connection, ids: Iterable[UUID], *, worker_lost: bool = False) -> int:
-    """Take units back from a worker that never began them, so that another may have them.
+def release(conn: Connection, ids: Iterable[UUID], *, even_started: bool = False) -> int:
+    """Take units back from a worker, so that another may have them.
 
     What the worker still says about them is refused from then on: it says so under the old claim.
 
     Args:
         conn: Connection to Airflow's metadata database; the units are locked.
         ids: The units.
-        worker_lost: Whether a worker had taken their run and ended, which is counted.
+        even_started: Also take back units that were begun and of which no end is known.
 
     Returns:
-        How many were taken back; units that began are left as they are.
+        How many were taken back; units that have ended are left as they are.
     """
-    lost = int(worker_lost)
+    statement = _RELEASE if even_started else _RELEASE.where(_UNIT.started_at.is_(None))
     return sum(
-        conn.execute(_RELEASE, {"ids": piece, "lost": lost}).rowcount
-        for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
+        conn.execute(statement, {"ids": piece}).rowcount for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
     )
 
 

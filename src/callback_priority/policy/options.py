@@ -48,7 +48,7 @@ class Option:
     """
 
     name: str
-    type: Literal["string", "integer", "float"]
+    type: Literal["string", "integer", "float", "boolean"]
     default: str
     example: str
     description: str
@@ -282,6 +282,114 @@ OPTIONS: Final[tuple[Option, ...]] = (
         why_default="One megabyte holds any sensible log and keeps a callback that floods from filling the disk.",
     ),
     Option(
+        name="callback_max_attempts",
+        type="string",
+        default="3",
+        example='{"deadline": 5, "task_callback": 1}',
+        minimum=1,
+        maximum=1_000,
+        description=(
+            "How often a callback is tried in all, if attempts are lost: its scheduler or worker died, or nothing took it "
+            "in time. A whole number, or a JSON object from callback class to one. 1 is at most once; with more, a callback "
+            "whose worker died while it ran is run again, so it must bear that."
+        ),
+        why_default=(
+            "A machine that dies should cost no alert, and nothing that kills every worker it meets gets a fourth. Airflow "
+            "itself never tries again, and forgets what a dead scheduler or worker had."
+        ),
+    ),
+    Option(
+        name="callback_retry_on_failure",
+        type="string",
+        default="none",
+        example="deadline, dag_callback",
+        description=(
+            "The callback classes, separated by commas, of which a callback is also tried again when its own code failed: it "
+            "raised, or exceeded its time limit. `all` for all three, `none` for none. The attempts are those of "
+            "`callback_max_attempts`."
+        ),
+        why_default=(
+            "As in Airflow: whether a callback that raised half-way may be called again is known only to whoever wrote it."
+        ),
+    ),
+    Option(
+        name="callback_retry_delay_seconds",
+        type="string",
+        default="30",
+        example='{"deadline": 5, "dag_callback": 60}',
+        minimum=0,
+        maximum=_DAY_SECONDS,
+        description=(
+            "How long, in seconds, a callback waits after its first failed or lost attempt; doubled with each further one, "
+            "up to `callback_retry_max_delay_seconds`, of which between half and all is waited. A number, or a JSON object "
+            "from callback class to one. A callback whose scheduler died does not wait."
+        ),
+        why_default="A service that is restarted is back within half a minute, and so is a worker.",
+    ),
+    Option(
+        name="callback_retry_max_delay_seconds",
+        type="float",
+        default="600",
+        example="120",
+        minimum=0,
+        maximum=_DAY_SECONDS,
+        description="The longest delay, in seconds, before a callback is tried again.",
+        why_default="An alert that is ten minutes late may still help; one that is an hour late seldom does.",
+    ),
+    Option(
+        name="callback_time_to_live_seconds",
+        type="string",
+        default="{}",
+        example='{"deadline": 900, "task_callback": 3600}',
+        minimum=1,
+        maximum=_YEAR_SECONDS,
+        description=(
+            "How long, in seconds since it began to wait, a callback may be started; one that has waited longer is failed, "
+            "with the reason in its output. A number for all callbacks, or a JSON object from callback class to one; a class "
+            "that is not named waits for ever."
+        ),
+        why_default="Nothing is lost unless you say that it has become worthless.",
+    ),
+    Option(
+        name="callback_queued_timeout_seconds",
+        type="float",
+        default="0",
+        example="300",
+        minimum=0,
+        maximum=_YEAR_SECONDS,
+        description=(
+            "How long, in seconds, a callback that was given a slot may wait for a worker before the attempt is taken for "
+            "lost. 0 is `[scheduler] task_queued_timeout` and a minute."
+        ),
+        why_default="So long Airflow makes its token valid; a worker that took it later could do nothing with it.",
+    ),
+    Option(
+        name="callback_heartbeat_timeout_seconds",
+        type="float",
+        default="0",
+        example="60",
+        minimum=0,
+        maximum=_YEAR_SECONDS,
+        description=(
+            "How long, in seconds, a worker that runs a callback may be silent before the attempt is taken for lost. Workers "
+            "report every ten seconds. 0 is `[scheduler] task_instance_heartbeat_timeout`."
+        ),
+        why_default="What holds for a task's worker holds for a callback's.",
+    ),
+    Option(
+        name="callback_running_timeout_seconds",
+        type="float",
+        default="21600",
+        example="3600",
+        minimum=1,
+        maximum=_YEAR_SECONDS,
+        description=(
+            "How long, in seconds, a callback may run on a worker that does not report, since it lacks this library, before "
+            "the attempt is taken for lost."
+        ),
+        why_default="Nothing is known of such a run but when it began; six hours is longer than any callback should take.",
+    ),
+    Option(
         name="initial_hold_seconds",
         type="float",
         default="1.0",
@@ -418,6 +526,17 @@ OPTIONS: Final[tuple[Option, ...]] = (
             "rows are not touched."
         ),
         why_default="A week shows the weekly rhythm of most deployments and keeps the table small.",
+    ),
+    Option(
+        name="journal",
+        type="boolean",
+        default="False",
+        example="True",
+        description=(
+            "Whether every pass through the scheduler's critical section that changes the fair queue leaves a row that says "
+            "how, for audits. Rows are kept for `history_seconds`."
+        ),
+        why_default="It is evidence for those who doubt the shares; the queue does not need it.",
     ),
     Option(
         name="failure_threshold",

@@ -49,6 +49,9 @@ _LONGEST_GUESSED: Final = 64
 
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
 
+_YES: Final = frozenset({"t", "true", "1"})
+_NO: Final = frozenset({"f", "false", "0"})
+
 _UNSTORABLE: Final = re.compile(r"[\x00-\x1f\ud800-\udfff]")
 """Control characters, and halves of surrogate pairs, which JSON can spell but UTF-8 cannot."""
 
@@ -156,6 +159,14 @@ class _Reader:
             callback_time_limit_seconds=self._seconds("callback_time_limit_seconds", given),
             callback_load_limit_seconds=self._seconds("callback_load_limit_seconds", given),
             callback_log_limit_bytes=self._count("callback_log_limit_bytes", given),
+            callback_max_attempts=self._counts("callback_max_attempts", given),
+            callback_retry_on_failure=self._classes("callback_retry_on_failure", given),
+            callback_retry_delay_seconds=self._numbers("callback_retry_delay_seconds", given),
+            callback_retry_max_delay_seconds=self._seconds("callback_retry_max_delay_seconds", given),
+            callback_time_to_live_seconds=self._numbers("callback_time_to_live_seconds", given),
+            callback_queued_timeout_seconds=self._seconds("callback_queued_timeout_seconds", given),
+            callback_heartbeat_timeout_seconds=self._seconds("callback_heartbeat_timeout_seconds", given),
+            callback_running_timeout_seconds=self._seconds("callback_running_timeout_seconds", given),
             initial_hold_seconds=self._seconds("initial_hold_seconds", given),
             priority_aging_seconds=self._seconds("priority_aging_seconds", given),
             dag_turn_seconds=self._seconds("dag_turn_seconds", given),
@@ -165,6 +176,7 @@ class _Reader:
             executor_retry_seconds=self._seconds("executor_retry_seconds", given),
             executor_time_to_live_seconds=self._seconds("executor_time_to_live_seconds", given),
             history_seconds=self._seconds("history_seconds", given),
+            journal=self._flag("journal", given),
             failure_threshold=self._count("failure_threshold", given),
             failure_back_off_seconds=self._seconds("failure_back_off_seconds", given),
         )
@@ -220,7 +232,64 @@ class _Reader:
             return None
         return number
 
+    def _flag(self, name: str, given: Mapping[str, str]) -> bool:
+        """The words that Airflow's own flags are written with."""
+        option = OPTIONS_BY_NAME[name]
+        text = given.get(name, option.default).strip()
+        if text.lower() in _YES:
+            return True
+        if text.lower() not in _NO:
+            self._add(name, shown(text), f"write True or False{_comment(text)}")
+        return False
+
+    def _classes(self, name: str, given: Mapping[str, str]) -> frozenset[ServiceClass]:
+        """Callback classes, separated by commas."""
+        option = OPTIONS_BY_NAME[name]
+        text = given.get(name, option.default).strip()
+        if text == "none":
+            return frozenset()
+        if text == "all":
+            return frozenset(CALLBACK_CLASSES)
+        names = {cls.value: cls for cls in CALLBACK_CLASSES}
+        found = set()
+        for word in (each.strip() for each in text.split(",")):
+            if word in names:
+                found.add(names[word])
+            else:
+                remedy = f"write none, all, or some of {', '.join(names)}, separated by commas"
+                self._add(name, shown(text), remedy + _guess(word, [*names, "none", "all"]) + _comment(text))
+                return frozenset()
+        return frozenset(found)
+
     # -- JSON
+
+    def _counts(self, name: str, given: Mapping[str, str]) -> dict[ServiceClass, int]:
+        return {cls: int(number) for cls, number in self._numbers(name, given, whole=True).items()}
+
+    def _numbers(
+        self, name: str, given: Mapping[str, str], *, whole: bool = False
+    ) -> dict[ServiceClass, float]:
+        """A number by callback class; one number stands for all of them."""
+        option = OPTIONS_BY_NAME[name]
+        what = "a whole number" if whole else "a number of seconds"
+        text = given.get(name, option.default).strip()
+        if text.startswith("{"):
+            why_not_task = "it is about callbacks; a task's retries are set in its Dag; remove it"
+            entries = self._by_class(name, self._object(name, given), CALLBACK_CLASSES, why_not_task)
+        else:
+            remedy = f"{_range(option, what)}, or a JSON object such as {option.example}{_comment(text)}"
+            number = Decimal(text) if _NUMBER.fullmatch(text) else None
+            if number is None or not _within(number, option) or (whole and number % 1):
+                self._add(name, shown(text), remedy)
+                return {}
+            entries = [(cls, name, number) for cls in CALLBACK_CLASSES]
+        numbers = {}
+        for cls, path, value in entries:
+            if isinstance(value, Decimal) and _within(value, option) and not (whole and value % 1):
+                numbers[cls] = float(value)
+            else:
+                self._add(path, shown(value), _range(option, what))
+        return numbers
 
     def _object(self, name: str, given: Mapping[str, str]) -> JsonObject:
         """The option's JSON object; an empty one if it is not set or not an object."""

@@ -43,6 +43,16 @@ def render_settings(settings: Settings) -> dict[str, str]:
         "worker_callbacks_exclude": _patterns(settings.worker_callbacks_exclude),
         "callback_executor": _json({cls.value: name for cls, name in settings.callback_executor.items()}),
         "callback_queue": _json({cls.value: name for cls, name in settings.callback_queue.items()}),
+        "callback_max_attempts": _json(
+            {cls.value: most for cls, most in settings.callback_max_attempts.items()}
+        ),
+        "callback_retry_on_failure": ", ".join(sorted(settings.callback_retry_on_failure)) or "none",
+        "callback_retry_delay_seconds": _json(
+            {cls.value: delay for cls, delay in settings.callback_retry_delay_seconds.items()}
+        ),
+        "callback_time_to_live_seconds": _json(
+            {cls.value: seconds for cls, seconds in settings.callback_time_to_live_seconds.items()}
+        ),
     }
     return {
         option.name: structured[option.name]

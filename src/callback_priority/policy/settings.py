@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final
+from uuid import UUID
 
 import attrs
 
@@ -37,6 +39,7 @@ INHERIT: Final = "inherit"
 """In ``callback_pool``: the pool of the task that the callback belongs to."""
 
 _ONE: Final = Milliweight(MILLI)
+_MOST_DOUBLINGS: Final = 64
 
 
 def _read_only_quotas(quotas: Mapping[ServiceClass, Quota]) -> Mapping[ServiceClass, Quota]:
@@ -59,6 +62,20 @@ def _all_callback_pools(pools: Mapping[ServiceClass, str]) -> Mapping[ServiceCla
 
 def _read_only_names(names: Mapping[ServiceClass, str]) -> Mapping[ServiceClass, str]:
     return MappingProxyType(dict(names))
+
+
+def _all_attempts(attempts: Mapping[ServiceClass, int]) -> Mapping[ServiceClass, int]:
+    default = _count("callback_max_attempts")
+    return MappingProxyType({cls: attempts.get(cls, default) for cls in CALLBACK_CLASSES})
+
+
+def _all_delays(seconds: Mapping[ServiceClass, float]) -> Mapping[ServiceClass, float]:
+    default = _seconds("callback_retry_delay_seconds")
+    return MappingProxyType({cls: seconds.get(cls, default) for cls in CALLBACK_CLASSES})
+
+
+def _read_only_seconds(seconds: Mapping[ServiceClass, float]) -> Mapping[ServiceClass, float]:
+    return MappingProxyType(dict(seconds))
 
 
 def _seconds(name: str) -> float:
@@ -145,6 +162,10 @@ class Settings:
         worker_callbacks_exclude: Patterns of the Dags whose callbacks do not, whatever is included.
         callback_executor: The executor of the callback classes that have one of their own.
         callback_queue: The queue of the callback classes that have one of their own.
+        callback_max_attempts: By callback class; a class left out has the default.
+        callback_retry_on_failure: The callback classes that are tried again when their own code failed.
+        callback_retry_delay_seconds: By callback class; a class left out has the default.
+        callback_time_to_live_seconds: Of the callback classes that have one.
     """
 
     mode: Mode = Mode.OFF
@@ -165,6 +186,18 @@ class Settings:
     callback_time_limit_seconds: float = _seconds("callback_time_limit_seconds")
     callback_load_limit_seconds: float = _seconds("callback_load_limit_seconds")
     callback_log_limit_bytes: int = _count("callback_log_limit_bytes")
+    callback_max_attempts: Mapping[ServiceClass, int] = attrs.field(factory=dict, converter=_all_attempts)
+    callback_retry_on_failure: frozenset[ServiceClass] = frozenset()
+    callback_retry_delay_seconds: Mapping[ServiceClass, float] = attrs.field(
+        factory=dict, converter=_all_delays
+    )
+    callback_retry_max_delay_seconds: float = _seconds("callback_retry_max_delay_seconds")
+    callback_time_to_live_seconds: Mapping[ServiceClass, float] = attrs.field(
+        factory=dict, converter=_read_only_seconds
+    )
+    callback_queued_timeout_seconds: float = _seconds("callback_queued_timeout_seconds")
+    callback_heartbeat_timeout_seconds: float = _seconds("callback_heartbeat_timeout_seconds")
+    callback_running_timeout_seconds: float = _seconds("callback_running_timeout_seconds")
     initial_hold_seconds: float = _seconds("initial_hold_seconds")
     priority_aging_seconds: float = _seconds("priority_aging_seconds")
     dag_turn_seconds: float = _seconds("dag_turn_seconds")
@@ -174,6 +207,7 @@ class Settings:
     executor_retry_seconds: float = _seconds("executor_retry_seconds")
     executor_time_to_live_seconds: float = _seconds("executor_time_to_live_seconds")
     history_seconds: float = _seconds("history_seconds")
+    journal: bool = False
     failure_threshold: int = _count("failure_threshold")
     failure_back_off_seconds: float = _seconds("failure_back_off_seconds")
 
@@ -191,6 +225,37 @@ class Settings:
     def dag_turn_us(self) -> int:
         """``dag_turn_seconds`` in microseconds, as ranks count."""
         return seconds_to_micros(self.dag_turn_seconds)
+
+    def tries_again(self, service_class: ServiceClass, failures: int) -> bool:
+        """Whether a callback may be given another attempt.
+
+        Args:
+            service_class: Its class.
+            failures: How many of its attempts were lost or failed, the last one included.
+        """
+        return failures < self.callback_max_attempts[service_class]
+
+    def retry_delay_seconds(self, service_class: ServiceClass, failures: int, callback_id: UUID) -> float:
+        """How long a callback waits for its next attempt: exponential back-off with equal jitter.
+
+        Half of the delay and a share of the other half, so that what failed together does not come back together
+        (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). The share is drawn from the callback's
+        identifier and the attempt, so that the same question has the same answer.
+
+        Args:
+            service_class: Its class.
+            failures: How many of its attempts were lost or failed, at least one.
+            callback_id: The callback.
+
+        >>> delay = Settings().retry_delay_seconds(ServiceClass.DEADLINE, 2, UUID(int=7))
+        >>> 30.0 <= delay <= 60.0
+        True
+        """
+        longest = self.callback_retry_max_delay_seconds
+        doublings = min(failures - 1, _MOST_DOUBLINGS)
+        delay = min(longest, self.callback_retry_delay_seconds[service_class] * 2.0**doublings)
+        drawn = blake2b(callback_id.bytes + failures.to_bytes(8, "big"), digest_size=4).digest()
+        return delay * (1 + int.from_bytes(drawn, "big") / 0xFFFFFFFF) / 2
 
     def moves(self, service_class: ServiceClass, dag_id: str) -> bool:
         """Whether a Dag's callbacks of a class leave the Dag processor.
