@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import psutil
+import psycopg2
 import pytest
 
 from tests.deployment.producers import DAG_FILE
 from tests.support.deployment import DeploymentError, deployed
+from tests.support.postgres import running_postgres
+from tests.support.redis import running_redis
 
 
 def test_a_deployment_on_sqlite_runs_a_dag_and_leaves_nothing_behind(tmp_path, database_templates):
@@ -60,3 +65,25 @@ def test_redis_hands_out_empty_databases(redis):
     redis.fresh_database()
     with redis.connect(number) as client:
         assert client.dbsize() == 0
+
+
+def test_killed_servers_come_back_where_they_were():
+    """PostgreSQL with what was committed, Redis with nothing."""
+    with running_postgres({"synchronous_commit": "on"}) as postgres, running_redis() as redis:
+        with contextlib.closing(postgres.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE kept AS SELECT 1 AS number")
+            first, port = postgres.process_id, postgres.port
+            postgres.kill()
+            with pytest.raises(psycopg2.OperationalError):
+                cursor.execute("SELECT 1")
+        postgres.start()
+        assert (postgres.port, postgres.process_id != first) == (port, True)
+        with contextlib.closing(postgres.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT number FROM kept")
+            assert cursor.fetchall() == [(1,)]
+
+        with redis.connect() as client:
+            client.set("kept", "no")
+            redis.kill()
+            redis.start()
+            assert client.dbsize() == 0

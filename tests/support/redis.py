@@ -15,7 +15,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,18 +42,38 @@ _DATABASES = 64
 
 @attrs.define(kw_only=True)
 class RedisServer:
-    """A server that is up and answers.
+    """A server that is up and answers, unless a test has killed it.
 
     Args:
         port: Where it listens, on 127.0.0.1.
         version: What it says that it is.
-        process_id: The server's.
     """
 
     port: int
     version: str
-    process_id: int
+    _process: subprocess.Popen[bytes]
+    _launch: Callable[[int], subprocess.Popen[bytes]]
     _handed_out: int = attrs.field(default=0, init=False)
+
+    @property
+    def process_id(self) -> int:
+        """The server's."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL; all that it held is lost. `start` brings it back, empty."""
+        self._process.kill()
+        self._process.wait()
+
+    def start(self) -> None:
+        """Start it again after `kill`, where it was; returns when it answers.
+
+        Raises:
+            RuntimeError: It does not start.
+        """
+        self._process = self._launch(self.port)
+        if not _wait_until_up(self._process, self.port):
+            raise RuntimeError("Redis does not start again")
 
     def url(self, database: int = 0) -> str:
         """The URL of one of its numbered databases."""
@@ -91,46 +112,54 @@ def running_redis() -> Iterator[RedisServer]:
         if identity:
             os.chown(data, identity["user"], identity["group"])
         with (home / "server.log").open("w+b") as log:
-            port, process = _start(program, data, identity, log)
+            launch = partial(_launch, program, data, identity, log)
+            port, process = _start(launch, log)
+            server = RedisServer(port=port, version="", process=process, launch=launch)
             try:
                 with contextlib.closing(_client(port)) as client:
-                    version = str(client.info("server")["redis_version"])
-                yield RedisServer(port=port, version=version, process_id=process.pid)
+                    server.version = str(client.info("server")["redis_version"])
+                yield server
             finally:
-                stop_process(process, signal.SIGTERM, _STOP_TIMEOUT_SECONDS)
+                stop_process(server._process, signal.SIGTERM, _STOP_TIMEOUT_SECONDS)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
 def _start(
-    program: Path, data: Path, identity: Mapping[str, Any], log: IO[bytes]
+    launch: Callable[[int], subprocess.Popen[bytes]], log: IO[bytes]
 ) -> tuple[int, subprocess.Popen[bytes]]:
     """Start the server; another port is tried when somebody else takes the free one first."""
     for _ in range(5):
         port = free_port()
-        process = subprocess.Popen(
-            [
-                program,
-                *("--bind", "127.0.0.1", "--port", str(port)),
-                *("--dir", data, "--databases", str(_DATABASES)),
-                # Nothing here outlives the session, so nothing is written down.
-                *("--save", "", "--appendonly", "no"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
-            # Ctrl-C is pytest's to handle: it unwinds, and then the server is stopped.
-            start_new_session=True,
-            preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call, the library is loaded
-            **identity,
-        )
+        process = launch(port)
         if _wait_until_up(process, port):
             return port, process
         stop_process(process, signal.SIGTERM, _STOP_TIMEOUT_SECONDS)
     log.seek(0)
     raise RuntimeError(f"Redis does not start:\n{log.read().decode(errors='replace')}")
+
+
+def _launch(
+    program: Path, data: Path, identity: Mapping[str, Any], log: IO[bytes], port: int
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [
+            program,
+            *("--bind", "127.0.0.1", "--port", str(port)),
+            *("--dir", data, "--databases", str(_DATABASES)),
+            # Nothing here outlives the session, so nothing is written down.
+            *("--save", "", "--appendonly", "no"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
+        # Ctrl-C is pytest's to handle: it unwinds, and then the server is stopped.
+        start_new_session=True,
+        preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call, the library is loaded
+        **identity,
+    )
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> bool:
