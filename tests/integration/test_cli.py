@@ -137,7 +137,7 @@ def test_every_problem_of_the_configuration_is_listed(airflow_database, configur
 def test_an_airflow_that_the_hook_does_not_know_is_named(airflow_database, configure, doctor, monkeypatch):
     from callback_priority import compat
 
-    monkeypatch.setattr(compat, "airflow_version", lambda: "9.1.0")
+    monkeypatch.setattr(compat.targets, "airflow_version", lambda: "9.1.0")
     status, checks = doctor()
     assert (status, checks["hook"]["status"]) == (0, "WARN")
     configure(mode="shadow")

@@ -345,9 +345,10 @@ def test_a_failure_to_install_is_told_and_not_raised(
 
 
 def test_another_airflow_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from callback_priority import compat
     from callback_priority.adapter import execution_api
 
-    monkeypatch.setattr(execution_api, "airflow_version", lambda: "3.4.0b2")
+    monkeypatch.setattr(compat.targets, "airflow_version", lambda: "3.4.0b2")
     execution_api.install()
     assert not execution_api.installed()
 

@@ -1186,7 +1186,7 @@ def test_an_unknown_sink_is_left_alone_with_one_line(airflow_database, option, m
     sink.uninstall()
     option("mode", "active")
     option("use_worker_callbacks", "all")
-    monkeypatch.setattr(compat, "airflow_version", lambda: "3.4.0b2")
+    monkeypatch.setattr(compat.targets, "airflow_version", lambda: "3.4.0b2")
     assert not sink.install()
     [line] = lines(caplog, logging.ERROR)
     assert "Airflow 3.4.0b2 is not supported" in line

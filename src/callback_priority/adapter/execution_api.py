@@ -16,9 +16,8 @@ import sys
 from typing import Any, Final
 
 import wrapt
-from packaging.version import Version
 
-from callback_priority.compat import SUPPORTED, airflow_version
+from callback_priority import compat
 
 __all__ = ["ROUTES_MODULE", "install", "installed", "uninstall"]
 
@@ -60,8 +59,10 @@ def uninstall() -> None:
 def _add(module: Any) -> None:
     """Raises nothing: what fails in here would fail the import of Airflow's module."""
     try:
-        if (installed_version := Version(airflow_version())).release[:2] != Version(SUPPORTED).release:
-            log.info("callback-priority adds nothing to the execution API of Airflow %s", installed_version)
+        if not compat.carries(compat.SINK_TARGETS):
+            log.info(
+                "callback-priority adds nothing to the execution API of Airflow %s", compat.airflow_version()
+            )
             return
         router = module.execution_api_router
         if id(router) in _added:

@@ -22,9 +22,9 @@ def apply(replacements: Mapping[str, Callable[..., Any]]) -> None:
     """Replace Airflow's methods by functions that are handed the original first; all of them or none.
 
     Args:
-        replacements: By the names in `callback_priority.compat.REPLACED`.
+        replacements: By the names in `callback_priority.compat.REPLACED`; those of other series are passed over.
     """
-    targets = compat.REPLACED
+    targets = compat.replaced()
     originals = {name: target.cls.__dict__[name] for name, target in targets.items()}
     try:
         for name, original in originals.items():

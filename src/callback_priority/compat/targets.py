@@ -1,9 +1,10 @@
-"""What differs between Airflow's versions, and whether this one is known.
+"""Whether this Airflow's code is known, part by part.
 
 Each part of the library replaces a few of Airflow's functions and relies on the text of a few more. Each of them is
-known by its fingerprint (`callback_priority.fingerprint`) in the versions that were read and run. Anything else, a
-newer version or a patched installation, switches that part off with one line that names what differs. A part looks
-when it is installed or, on workers, when it is first needed.
+known by its fingerprint (`callback_priority.fingerprint`) in the versions that were read and run, and a part knows
+in which of Airflow's minor versions (*series*) it can be at work at all. Anything else, a newer version or a patched
+installation, switches that part off with one line that names what differs. A part looks when it is installed or, on
+workers, when it is first needed.
 
 Nothing of Airflow's is imported before it is looked at.
 """
@@ -21,20 +22,23 @@ from packaging.version import Version
 from callback_priority.fingerprint import fingerprint
 
 __all__ = [
+    "FIXED_TRIGGER_TARGETS",
     "KILLED_TARGETS",
     "PARSE_TARGETS",
+    "RELIED_ON",
     "REPLACED",
     "RUNTIME_TARGETS",
     "SINK_TARGETS",
-    "SUPPORTED",
+    "TRIGGER_TARGETS",
     "Target",
     "airflow_version",
+    "carries",
     "differences",
+    "made_for",
     "mismatches",
+    "replaced",
+    "series",
 ]
-
-SUPPORTED: Final = "3.3"
-"""The Airflow minor version that the hook was built for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,12 +50,14 @@ class Target:
         owner: Its class; empty for a function.
         name: Its name.
         known: Fingerprints of it in the versions that were read and run.
+        made_for: The series in which the part that it belongs to replaces it or relies on it.
     """
 
     module: str
     owner: str
     name: str
     known: frozenset[str]
+    made_for: frozenset[str] = frozenset({"3.3"})
 
     @property
     def cls(self) -> Any:
@@ -80,37 +86,108 @@ _WORKLOAD: Final = ("airflow.executors.workloads.base", "BaseWorkloadSchema")
 _EXECUTE: Final = ("airflow.executors.workloads.callback", "ExecuteCallback")
 
 
-def _target(where: tuple[str, str], name: str, *known: str) -> Target:
-    return Target(module=where[0], owner=where[1], name=name, known=frozenset(known))
+def _target(
+    where: tuple[str, str], name: str, *known: str, v32: str | None = None, v34: str | None = None
+) -> Target:
+    """A target: what is known of it in 3.3, in 3.2 and in 3.4, for those series where its part is at work."""
+    by_series = {"3.2": (v32,), "3.3": known, "3.4": (v34,)}
+    return Target(
+        module=where[0],
+        owner=where[1],
+        name=name,
+        known=frozenset(each for prints in by_series.values() for each in prints if each is not None),
+        made_for=frozenset(each for each, prints in by_series.items() if any(prints)),
+    )
 
 
 REPLACED: Final[Mapping[str, Target]] = {
     target.name: target
     for target in (
-        _target(_RUNNER, "_do_scheduling", "d7f7b40cf637b005", "dfc10c76aa6ad070"),
-        _target(_RUNNER, "_executable_task_instances_to_queued", "4e30083165d4f790"),
-        _target(_RUNNER, "_enqueue_executor_callbacks", "722b24dcb9bc7a35"),
-        _target(_RUNNER, "_process_executor_events", "0177a8109a11fbb9"),
-        _target(_DEADLINE, "handle_miss", "f57cb65f1e69de2c"),
-        _target(_EXECUTOR, "_get_workloads_to_schedule", "d5b5a68510f11c0f"),
+        _target(
+            _RUNNER,
+            "_do_scheduling",
+            "d7f7b40cf637b005",
+            "dfc10c76aa6ad070",
+            v32="d3a5c6ca2fabefbd",
+            v34="4467ff0762c19564",
+        ),
+        _target(_RUNNER, "_executable_task_instances_to_queued", "4e30083165d4f790", v32="844de3cc91b5d344"),
+        _target(_RUNNER, "_acquire_pool_capacity", v34="97b99c3365611ff8"),
+        _target(_RUNNER, "_select_task_instances_to_queue", v34="670ffaf99731ea32"),
+        _target(
+            _RUNNER,
+            "_enqueue_executor_callbacks",
+            "722b24dcb9bc7a35",
+            v32="722b24dcb9bc7a35",
+            v34="722b24dcb9bc7a35",
+        ),
+        _target(
+            _RUNNER,
+            "_process_executor_events",
+            "0177a8109a11fbb9",
+            v32="0177a8109a11fbb9",
+            v34="96decbd5c758dd68",
+        ),
+        _target(_DEADLINE, "handle_miss", "f57cb65f1e69de2c", v32="159ad92284473dd0", v34="5bc6865b6d219e54"),
+        _target(
+            _EXECUTOR,
+            "_get_workloads_to_schedule",
+            "d5b5a68510f11c0f",
+            v32="649888e424952ea5",
+            v34="1fbb0d3ba0d700da",
+        ),
     )
 }
-"""What the hook wraps or replaces, by name."""
+"""What the hook wraps or replaces, by name; `replaced` names those of one series."""
 
 RELIED_ON: Final[tuple[Target, ...]] = (
-    _target(_RUNNER, "_critical_section_enqueue_task_instances", "d8fbf30e213801d6"),
-    _target(_RUNNER, "_run_scheduler_loop", "79b6e86bb6c9f0dd", "f581fa8d39f8782f"),
-    _target(_RUNNER, "_executor_to_workloads", "ff0b664fc0dce6b6"),
-    _target(_RUNNER, "_try_to_load_executor", "9754fb88ae91faa0"),
-    _target(_RUNNER, "_get_team_names_for_dag_ids", "7c0773e32407f4cd"),
-    _target(_RUNNER, "_enqueue_task_instances_with_queued_state", "7cb2173e064f7af1"),
-    _target(_RUNNER, "process_executor_events", "cdc0cce56c0dfe34"),
-    _target(_POOL, "slots_stats", "7984dd775e4581da"),
-    _target(_EXECUTOR, "trigger_tasks", "a6736d8fe96dd97a"),
-    _target(_EXECUTOR, "queue_workload", "0cf47a80e7a17416"),
-    _target(_EXECUTOR, "change_state", "b93fb549e8de863c"),
-    _target(_WORKLOAD, "generate_token", "97309c809b43533f"),
-    _target(_EXECUTE, "make", "0de30c4459d1adb6"),
+    _target(
+        _RUNNER,
+        "_critical_section_enqueue_task_instances",
+        "d8fbf30e213801d6",
+        v32="d8fbf30e213801d6",
+        v34="53037a9d46c1e530",
+    ),
+    _target(
+        _RUNNER,
+        "_run_scheduler_loop",
+        "79b6e86bb6c9f0dd",
+        "f581fa8d39f8782f",
+        v32="251e35e87e39e512",
+        v34="d5b174f9246dbbd8",
+    ),
+    _target(
+        _RUNNER, "_executor_to_workloads", "ff0b664fc0dce6b6", v32="ff0b664fc0dce6b6", v34="ff0b664fc0dce6b6"
+    ),
+    _target(
+        _RUNNER, "_try_to_load_executor", "9754fb88ae91faa0", v32="9754fb88ae91faa0", v34="9754fb88ae91faa0"
+    ),
+    _target(
+        _RUNNER,
+        "_get_team_names_for_dag_ids",
+        "7c0773e32407f4cd",
+        v32="9f46a0ff66b7c731",
+        v34="7c0773e32407f4cd",
+    ),
+    _target(
+        _RUNNER,
+        "_enqueue_task_instances_with_queued_state",
+        "7cb2173e064f7af1",
+        v32="7cb2173e064f7af1",
+        v34="da09329027409ec1",
+    ),
+    _target(
+        _RUNNER, "process_executor_events", "cdc0cce56c0dfe34", v32="3c44bce2753b2132", v34="19a5f79bdf2d612e"
+    ),
+    _target(_RUNNER, "_build_schedulable_tis_query", v34="db27b883e0f9d425"),
+    _target(_POOL, "slots_stats", "7984dd775e4581da", v32="7984dd775e4581da", v34="7984dd775e4581da"),
+    _target(_EXECUTOR, "trigger_tasks", "a6736d8fe96dd97a", v32="a6736d8fe96dd97a"),
+    _target(_EXECUTOR, "trigger_workloads", v34="1b63cb17de127207"),
+    _target(_EXECUTOR, "get_task_key", v34="b1a1fb42b0a80dc8"),
+    _target(_EXECUTOR, "queue_workload", "0cf47a80e7a17416", v32="0031f504d772cf5d", v34="cae95c4a17b81489"),
+    _target(_EXECUTOR, "change_state", "b93fb549e8de863c", v32="ae4587eb04ec4014", v34="b93fb549e8de863c"),
+    _target(_WORKLOAD, "generate_token", "97309c809b43533f", v32="97309c809b43533f", v34="f8825b9528cd3d29"),
+    _target(_EXECUTE, "make", "0de30c4459d1adb6", v32="0de30c4459d1adb6", v34="dcbb44b348bf2149"),
 )
 """What the hook calls or is called by, and whose text it depends on."""
 
@@ -192,9 +269,51 @@ KILLED_TARGETS: Final[tuple[Target, ...]] = (
 """What telling of killed tasks rests on."""
 
 
+_TRIGGER: Final = ("airflow.models.trigger", "Trigger")
+
+TRIGGER_TARGETS: Final[tuple[Target, ...]] = (
+    _target(_TRIGGER, "get_sorted_triggers", "f353a6c0f122910d", v32="70b7bf0200e0d977"),
+    _target(_TRIGGER, "assign_unassigned", "f62aee31fef8fbd4", v32="9ba62e0dba2c2fdd"),
+)
+"""What `callback_priority.adapter.triggers` replaces (the first) and relies on, where triggerers take callbacks from
+each other."""
+
+FIXED_TRIGGER_TARGETS: Final[tuple[Target, ...]] = (
+    _target(_TRIGGER, "get_sorted_triggers", v34="fea257cb2c5fab93"),
+    _target(_TRIGGER, "assign_unassigned", v34="f62aee31fef8fbd4"),
+)
+"""The same where they do not, so that it has nothing to do."""
+
+
 def airflow_version() -> str:
     """The installed version of Airflow."""
     return version("apache-airflow-core")
+
+
+def series(of: str | None = None) -> str:
+    """The minor version that a version of Airflow belongs to; the installed one if none is given.
+
+    >>> series("3.4.0b2")
+    '3.4'
+    """
+    found = Version(of or airflow_version())
+    return f"{found.major}.{found.minor}"
+
+
+def made_for(targets: Iterable[Target]) -> list[str]:
+    """The series in which a part can be at work, the oldest first."""
+    return sorted({each for target in targets for each in target.made_for}, key=Version)
+
+
+def carries(targets: Iterable[Target]) -> bool:
+    """Whether a part is made for the installed series, whatever the installed code looks like."""
+    return series() in made_for(targets)
+
+
+def replaced() -> dict[str, Target]:
+    """What the hook wraps or replaces in this Airflow, by name."""
+    installed = series()
+    return {name: target for name, target in REPLACED.items() if installed in target.made_for}
 
 
 def mismatches() -> list[str]:
@@ -204,11 +323,16 @@ def mismatches() -> list[str]:
 
 def differences(targets: Iterable[Target]) -> list[str]:
     """What keeps this Airflow from being one in which these targets are known; empty if they all are."""
-    installed = Version(airflow_version())
-    if f"{installed.major}.{installed.minor}" != SUPPORTED:
-        return [f"Airflow {installed} is not supported: this release is made for {SUPPORTED}.x"]
+    targets = list(targets)
+    if not carries(targets):
+        *others, last = made_for(targets)
+        known = f"{', '.join(others)} and {last}" if others else last
+        return [f"Airflow {airflow_version()} is not supported: this is made for Airflow {known}"]
+    installed = series()
     found = []
     for target in targets:
+        if installed not in target.made_for:
+            continue
         try:
             actual = fingerprint(target.find())
         except (ImportError, AttributeError, OSError, TypeError, SyntaxError) as error:
