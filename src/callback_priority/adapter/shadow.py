@@ -15,8 +15,10 @@ import attrs
 from airflow.models.callback import CallbackKey
 
 from callback_priority.adapter.inflight import InFlight
+from callback_priority.adapter.journal import Journal
 from callback_priority.adapter.turn import Turn
 from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
+from callback_priority.core.journal import Granted
 from callback_priority.core.observed import charge_observed
 from callback_priority.core.snapshot import Candidate, Grant
 from callback_priority.core.units import SlotMicros
@@ -39,12 +41,15 @@ class Shadow:
         in_flight: The executors and what they hold.
         settings: Weights and quotas.
         job_id: The scheduler's job.
+        journal: Is told of it.
     """
 
-    def __init__(self, in_flight: InFlight, settings: Settings, job_id: int) -> None:
+    def __init__(self, in_flight: InFlight, settings: Settings, job_id: int, journal: Journal) -> None:
         self.in_flight = in_flight
         self.settings = settings
         self.job_id = job_id
+        self.journal = journal
+        self._noted: list[Granted] = []
         self._charges: dict[FlowKey, list[int]] = {}
 
     def record(self, connection: Connection, turn: Turn, found: Sequence[Any]) -> None:
@@ -59,10 +64,12 @@ class Shadow:
         for task_instance in found:
             width = task_instance.pool_slots
             _book(charges, ServiceClass.TASK, task_instance.pool, width, turn.charges[ServiceClass.TASK])
-        flows = turn.changed | charge_observed(turn.flows, charges, self.settings, turn.snapshot.now)
+        observed = charge_observed(turn.flows, charges, self.settings, turn.snapshot.now)
         items.mark_decided(connection, turn.granted, turn.now)
-        if flows:
+        if flows := turn.changed | observed:
             write_flows(connection, flows.values())
+            started = _started(found, turn.charges[ServiceClass.TASK])
+            self.journal.write(connection, turn, observed, [*self._noted, *started])
         turn.task_instances = list(found)
         grants = tuple(Grant(ServiceClass.TASK, each.pool, Candidate()) for each in found)
         turn.decision = attrs.evolve(turn.decision, grants=grants)
@@ -70,6 +77,7 @@ class Shadow:
     def committed(self) -> None:
         """What `record` wrote was committed."""
         self._charges.clear()
+        self._noted.clear()
 
     def note_queued(
         self, connection: Connection, now: datetime, charges: dict[ServiceClass, SlotMicros]
@@ -101,6 +109,21 @@ class Shadow:
                 pool=item.pool,
             )
             _book(self._charges, item.service_class, item.pool, 1, charge)
+            attempt = str(item.callback_id), item.attempts
+            self._noted.append(
+                Granted(service_class=item.service_class, pool=item.pool, charge=charge, callbacks=(attempt,))
+            )
+
+
+def _started(found: Sequence[Any], charge: SlotMicros) -> list[Granted]:
+    """The task instances that Airflow's selection set to queued, by pool."""
+    widths: dict[str, list[int]] = {}
+    for task_instance in found:
+        widths.setdefault(task_instance.pool, []).append(task_instance.pool_slots)
+    return [
+        Granted(service_class=ServiceClass.TASK, pool=pool, charge=charge, widths=tuple(each))
+        for pool, each in widths.items()
+    ]
 
 
 def _book(

@@ -12,6 +12,7 @@ import attrs
 from callback_priority.adapter.planning import Aside
 from callback_priority.core.classes import FlowKey, ServiceClass
 from callback_priority.core.flows import FlowState
+from callback_priority.core.ledger import Settlement
 from callback_priority.core.snapshot import Decision, Snapshot
 from callback_priority.core.units import SlotMicros
 
@@ -26,6 +27,8 @@ class Turn:
         now: The present.
         monotonic_us: The same in microseconds of a clock that never goes back.
         pools: Airflow's pool statistics.
+        read: The flows as they were read.
+        settlement: What was settled then.
         flows: The flows, settled.
         changed: Those that settling changed.
         snapshot: What is decided upon; loses callbacks that turn out not to be fit to run.
@@ -36,7 +39,8 @@ class Turn:
         unreported: Executors' slots in use that they do not report.
         workloads: What the executors get, by callback: those that were locked, read and found fit.
         batches: Of these, which may share a run, by what they must have in common with those that join.
-        companions: Those that join, by the callback that leads the run.
+        attempts: How often each of them was granted before.
+        companions: Those that join, each with how often it was granted before, by the callback that leads the run.
         elsewhere: Callbacks that somebody else took or ended.
         missing: Callbacks whose row is locked by others or gone.
         task_instances: What Airflow's selection returned.
@@ -49,6 +53,8 @@ class Turn:
     now: datetime
     monotonic_us: int
     pools: Mapping[str, Any]
+    read: Mapping[FlowKey, FlowState]
+    settlement: Settlement
     flows: dict[FlowKey, FlowState]
     changed: dict[FlowKey, FlowState]
     snapshot: Snapshot
@@ -59,7 +65,8 @@ class Turn:
     offer: Decision = attrs.field(init=False)
     workloads: dict[UUID, Any] = attrs.field(factory=dict)
     batches: dict[UUID, str] = attrs.field(factory=dict)
-    companions: dict[UUID, list[UUID]] = attrs.field(factory=dict)
+    attempts: dict[UUID, int] = attrs.field(factory=dict)
+    companions: dict[UUID, dict[UUID, int]] = attrs.field(factory=dict)
     elsewhere: set[UUID] = attrs.field(factory=set)
     missing: set[UUID] = attrs.field(factory=set)
     unreported: Mapping[str, int] = attrs.field(factory=dict)

@@ -21,6 +21,7 @@ __all__ = [
     "move_average",
     "rebase",
     "recent",
+    "reweigh",
     "serve",
     "settle",
 ]
@@ -64,7 +65,7 @@ def flow_state(
     weight = entitlements.weight(*key)
     state = flows.get(key)
     if state is not None:
-        return state if state.weight == weight else _reweigh(state, weight, clock)
+        return state if state.weight == weight else reweigh(state, weight, clock)
     peer = flows.get(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, key.service_class))
     return FlowState(
         key=key,
@@ -75,7 +76,7 @@ def flow_state(
     )
 
 
-def _reweigh(state: FlowState, weight: Milliweight, clock: int) -> FlowState:
+def reweigh(state: FlowState, weight: Milliweight, clock: int) -> FlowState:
     """Carry a flow over to a new weight: what it owes or is owed, in slot-time, stays exactly the same."""
     debt = (state.tag - clock) * state.weight + state.remainder
     whole, remainder = divmod(debt, weight)

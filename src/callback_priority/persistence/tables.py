@@ -232,7 +232,7 @@ journal_table = Table(
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("scheduler_job_id", Integer, nullable=False),
     Column("written_at", UtcDateTime, nullable=False),
-    Column("entry", Text, nullable=False),
+    Column("entry", Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"), nullable=False),
     Index("callback_priority_journal_written", "written_at"),
 )
 """What each pass through the critical section did to the flows, for those who switch the journal on."""

@@ -32,7 +32,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("scheduler_job_id", sa.Integer(), nullable=False),
         sa.Column("written_at", INSTANT, nullable=False),
-        sa.Column("entry", sa.Text(), nullable=False),
+        sa.Column("entry", sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("callback_priority_journal_written", "callback_priority_journal", ["written_at"])
