@@ -1,12 +1,16 @@
-"""What a worker and the API server say to each other about callbacks that this library routes.
+"""What a worker and the API server say to each other about callbacks.
 
-A worker that has been handed a callback asks for its *run*: the callback itself and those that share the run,
-each with the request that Airflow made of it. It then says of each when it starts and how it ended. The models
-are the bodies of those calls; the server side is `callback_priority.adapter.execution_api`.
+A worker that has been handed a callback that this library routes asks for its *run*: the callback itself and those
+that share the run, each with the request that Airflow made of it. It then says of each when it starts and how it
+ended, and every `HEARTBEAT_SECONDS` that it is still there. Of any other callback it has all it needs, and only asks
+whether the *attempt* is its own to make. The models are the bodies of those calls; the server side is
+`callback_priority.adapter.execution_api`.
 
 Both sides may be of different releases for a while. `PROTOCOL` rises when an older side could no longer do its
 work; a worker that is asked for a protocol that it does not speak, or the other way round, starts nothing, and
-the scheduler then has the Dag processor run the callback.
+the scheduler then has the Dag processor run the callback. What came later and is not needed raises nothing: an API
+server that does not know of heartbeats or attempts answers that there is no such path, and the worker does without;
+a worker that sends no heartbeats does not say `Start.heartbeats`, and its silence is not held against it.
 """
 
 from __future__ import annotations
@@ -20,9 +24,14 @@ from pydantic import BaseModel
 __all__ = [
     "BUSY",
     "ENTRY",
+    "HEARTBEAT_SECONDS",
+    "OVER",
     "PREFIX",
     "PROTOCOL",
+    "Attempt",
+    "Attempted",
     "Ended",
+    "Heartbeat",
     "Killed",
     "Routed",
     "Run",
@@ -43,6 +52,12 @@ ENTRY: Final = "callback_priority.worker.entry.run"
 BUSY: Final = "busy"
 """The reason in a refusal of a start that may be asked for again: another worker is at the run."""
 
+OVER: Final = "over"
+"""The reason in a refusal of a start that came too late: the callback has ended, or waits for another attempt."""
+
+HEARTBEAT_SECONDS: Final = 10.0
+"""How often a worker says that it is still at a run: thirty times before Airflow's own threshold for tasks."""
+
 
 class Start(BaseModel):
     """Asks for a run: ``POST /callbacks/{callback_id}/start``."""
@@ -52,6 +67,27 @@ class Start(BaseModel):
     """The worker's version of this library."""
     hostname: str
     pid: int
+    heartbeats: bool = False
+    """Whether it is going to send `Heartbeat`; older releases do not."""
+
+
+class Attempt(Start):
+    """Asks whether a callback that is not routed is the worker's to run: ``POST /callbacks/{callback_id}/attempt``.
+
+    Then the worker says when it starts and how it ended as for a run of one unit, the callback itself.
+    """
+
+    path: str
+    """What is called, for people."""
+    log_path: str | None
+    """Its log, relative to ``[logging] base_log_folder``."""
+
+
+class Attempted(BaseModel):
+    """Answers `Attempt`."""
+
+    ours: bool
+    """Whether it was claimed. If not, no scheduler with this library stands behind it: it runs as in Airflow."""
 
 
 class UnitOrder(BaseModel):
@@ -86,6 +122,13 @@ class Run(BaseModel):
     load_limit_seconds: float
     log_limit_bytes: int
     units: list[UnitOrder]
+
+
+class Heartbeat(BaseModel):
+    """Says that a worker is still at its run: ``POST /callbacks/{callback_id}/heartbeat``."""
+
+    units: list[UUID]
+    """Those of which it has not said yet how they ended; at least one."""
 
 
 class UnitState(str, Enum):

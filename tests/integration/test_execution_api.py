@@ -26,13 +26,15 @@ from callback_priority.persistence import requests, units
 from callback_priority.persistence.enqueueing import NewItem, enqueue
 from callback_priority.persistence.requests import NewRequest, NewUnit, Outcome, Target
 from callback_priority.persistence.tables import ItemState, item_table, request_table, unit_table
-from callback_priority.protocol import BUSY, ENTRY, PREFIX, PROTOCOL, Run
+from callback_priority.protocol import BUSY, ENTRY, OVER, PREFIX, PROTOCOL, Run
 from tests.support.airflow_env import AirflowHome
 from tests.support.scheduler import START, Bench
 
 ROOT = f"/execution{PREFIX}"
 ME = {"protocol": PROTOCOL, "library": "0.1.0", "hostname": "worker-1", "pid": 7}
 OTHER = {**ME, "hostname": "worker-2"}
+CALLS = 7
+"""How many calls there are."""
 
 postgresql_only = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
@@ -214,12 +216,12 @@ def _as_before() -> Iterator[None]:
     """Every test begins without our calls, even where importing Airflow's routes installs them."""
     import airflow.api_fastapi.execution_api.routes  # noqa: F401
 
-    from callback_priority.adapter import execution_api, execution_routes
+    from callback_priority.adapter import config, execution_api
 
     before = execution_api.installed()
     execution_api.uninstall()
     yield
-    execution_routes._settings.cache_clear()
+    config.settings.cache_clear()
     execution_api.uninstall()
     if before:
         execution_api.install()
@@ -277,13 +279,13 @@ def test_installing_twice_adds_the_calls_once_and_uninstalling_takes_them_out() 
     for _ in range(2):
         execution_api.install()
         assert execution_api.installed()
-    assert len(ours()) == len(set(ours())) == 5
+    assert len(ours()) == len(set(ours())) == CALLS
     before = len(router.routes)
     execution_api.uninstall()
     assert not execution_api.installed()
-    assert (ours(), len(router.routes)) == ([], before - 5)
+    assert (ours(), len(router.routes)) == ([], before - CALLS)
     execution_api.install()
-    assert len(ours()) == 5
+    assert len(ours()) == CALLS
 
 
 def python(code: str, airflow_home: AirflowHome) -> str:
@@ -317,7 +319,7 @@ assert installed()
 from {ROUTES} import execution_api_router
 print(sum(route.path.startswith({PREFIX!r}) for route in execution_api_router.routes))
 """
-    assert python(whole, airflow_home).split()[-1] == "5"
+    assert python(whole, airflow_home).split()[-1] == str(CALLS)
 
 
 def test_waiting_for_the_routes_imports_nothing_heavy(airflow_home: AirflowHome) -> None:
@@ -396,7 +398,7 @@ def test_the_dag_processors_own_execution_api_goes_on_working(server: Server) ->
 def test_the_schema_names_the_calls_once_each(server: Server) -> None:
     paths = server.call("GET", "/execution/openapi.json?version=2026-06-30", None).json()["paths"]
     ours = {path: list(calls) for path, calls in paths.items() if path.startswith(PREFIX)}
-    assert len(ours) == 5
+    assert len(ours) == CALLS
     names = [call["operationId"] for calls in paths.values() for call in calls.values()]
     assert len(names) == len(set(names))
 
@@ -462,7 +464,7 @@ def test_a_callback_that_may_run_starts(server: Server, state: str) -> None:
 def test_a_callback_that_has_ended_or_is_not_yet_due_does_not_start(server: Server, state: str) -> None:
     (leader,) = server.routed(state=state)
     answer = server.start(leader)
-    assert (answer.status_code, answer.json()["detail"]["reason"]) == (409, "refused")
+    assert (answer.status_code, answer.json()["detail"]["reason"]) == (409, OVER)
     assert state in answer.json()["detail"]["message"]
     assert server.unit(leader).claimed_at is None
 
@@ -540,7 +542,7 @@ def test_another_worker_is_told_to_wait_until_the_run_is_over(server: Server) ->
         assert server.running(leader, each, token).status_code == 204
         assert answer() == (409, BUSY), "the companion still waits, or runs"
         assert server.ended(leader, each, token).status_code == 204
-    assert answer() == (409, "refused")
+    assert answer() == (409, OVER)
 
 
 def test_a_worker_that_is_long_over_its_limits_is_waited_for_no_more(server: Server) -> None:
@@ -917,7 +919,7 @@ def test_settings_that_are_wrong_are_told_once_and_the_defaults_hold(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CALLBACK_PRIORITY__CALLBACK_TIME_LIMIT_SECONDS", "soon")
-    with caplog.at_level(logging.ERROR, logger="callback_priority.adapter.execution_routes"):
+    with caplog.at_level(logging.ERROR, logger="callback_priority.adapter.config"):
         for _ in range(2):
             (leader,) = server.routed()
             run, _ = server.started(leader)

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+from callback_priority.errors import ConfigurationError
 from callback_priority.policy.options import OPTIONS, SECTION
+from callback_priority.policy.parse import parse_settings
+from callback_priority.policy.settings import Settings
 
-__all__ = ["configured_executors", "raw_section"]
+__all__ = ["configured_executors", "raw_section", "settings"]
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def settings() -> Settings | None:
+    """The settings of this process, read once; ``None`` if they are invalid, which is logged, once too.
+
+    The scheduler's hook reads its own: it can hold them against pools and executors.
+    """
+    from airflow.configuration import conf  # noqa: PLC0415 - who only hands a section in needs none
+
+    try:
+        return parse_settings(raw_section(conf))
+    except ConfigurationError as error:
+        log.error(  # noqa: TRY400 - its text says all
+            "New callbacks stay on the Dag processor, and those on workers run under the default limits. %s",
+            error,
+        )
+        return None
 
 
 def raw_section(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str, str]:

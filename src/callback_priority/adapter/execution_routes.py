@@ -1,17 +1,19 @@
-"""The calls with which a worker starts a run, tells of it, and reports a task's death.
+"""The calls with which a worker starts a run or an attempt, tells of it, and reports a task's death.
 
 The bodies are in `callback_priority.protocol`, what they do in `callback_priority.adapter.runs`. Here is who may
 call what.
 
 A callback's workload carries a token of scope ``workload``, whose subject is the callback. It is good for one
-call, the start, and is swapped there for one of scope ``execution``: as Airflow does it for a task. The new token
-also carries, under `CLAIM`, which run it was made for; every later call is judged by that. A run that was given up
-and handed to another worker is so not believed any more.
+call, the start or the attempt, and is swapped there for one of scope ``execution``: as Airflow does it for a task.
+The new token also carries, under `CLAIM`, which run it was made for; every later call is judged by that. A run that
+was given up and handed to another worker is so not believed any more. A worker that is told to ask again, since
+another is at the run, is given a new one of the first kind: it may have to wait for longer than the first is valid.
 
-How long that token lives: until the run must be over by its own limits, and a margin. Airflow's middleware renews
-any ``execution`` token that is used in the last fifth of its life, for ``[execution_api] jwt_expiration_time``
-(600 s) each time; ours too, with all it carries, and there is no claim that would stop it. So what ends its life
-is that nobody uses it: a worker whose run is over, or who is gone, makes no calls. It may do what any task's token
+How long the second token lives: until the run must be over by its own limits, and a margin; that of an attempt, which
+has none, for ``[execution_api] jwt_expiration_time`` (600 s). Airflow's middleware renews any ``execution`` token that
+is used in the last fifth of its life, for that time again; ours too, with all it carries, and there is no claim that
+would stop it. Heartbeats use it. So what ends its life is that nobody does: a worker whose run is over, or who is
+gone, makes no calls. It may do what any task's token
 may, which is to read and write variables, connections and XComs; it cannot act for a task instance. (In a
 deployment of several teams it can, for the one that the callback is about: Airflow finds the team through that,
 so it is then the token's subject.)
@@ -26,7 +28,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -41,13 +42,22 @@ from airflow.configuration import conf
 from cadwyn import VersionedAPIRouter
 from fastapi import APIRouter, HTTPException, Response, Security, status
 
-from callback_priority.adapter import runs
-from callback_priority.adapter.config import raw_section
+from callback_priority.adapter import config, runs
 from callback_priority.adapter.runs import MARGIN_SECONDS, Claim
-from callback_priority.errors import ConfigurationError
-from callback_priority.policy.parse import parse_settings
 from callback_priority.policy.settings import Settings
-from callback_priority.protocol import BUSY, PREFIX, Ended, Killed, Routed, Run, Start
+from callback_priority.protocol import (
+    BUSY,
+    OVER,
+    PREFIX,
+    Attempt,
+    Attempted,
+    Ended,
+    Heartbeat,
+    Killed,
+    Routed,
+    Run,
+    Start,
+)
 
 __all__ = ["CLAIM", "include_in", "router"]
 
@@ -55,6 +65,9 @@ log = logging.getLogger(__name__)
 
 CLAIM: Final = "callback_priority"
 """What our tokens carry beside Airflow's: the leader of the run and the time of its claim."""
+
+_RENEWED: Final = "Refreshed-API-Token"
+"""The header from which the task SDK's client takes a new token, whatever the answer is."""
 
 router = VersionedAPIRouter(route_class=ExecutionAPIRoute)
 
@@ -82,7 +95,8 @@ def start(
     """Give a run to a worker, with a token for the rest of it."""
     if _subject(token) != callback_id:
         raise _forbidden()
-    with _answered():
+    generator: JWTGenerator = services.get(JWTGenerator)
+    with _waiting_on(callback_id, generator), _answered():
         started = runs.start(
             session.connection(), callback_id, body, settings=_settings(), now=datetime.now(timezone.utc)
         )
@@ -90,19 +104,58 @@ def start(
         "%s:%s (callback-priority %s) starts callback %s and %s more",
         *(body.hostname, body.pid, body.library, callback_id, len(started.run.units) - 1),
     )
-    generator: JWTGenerator = services.get(JWTGenerator)
-    response.headers["Refreshed-API-Token"] = generator.generate(
-        extras={
-            "sub": str(_token_subject(started)),
-            "scope": "execution",
-            CLAIM: {
-                "callback_id": str(started.claim.leader_id),
-                "claimed_at": started.claim.claimed_at.isoformat(),
-            },
-        },
-        valid_for=started.limit_seconds + MARGIN_SECONDS,
+    response.headers[_RENEWED] = _runs_token(
+        generator,
+        started.claim,
+        subject=_token_subject(started),
+        valid_seconds=started.limit_seconds + MARGIN_SECONDS,
     )
     return started.run
+
+
+@router.post(
+    "/callbacks/{callback_id}/attempt",
+    name="callback_priority_attempt",
+    dependencies=[Security(require_auth, scopes=["token:execution", "token:workload"])],
+    responses={status.HTTP_400_BAD_REQUEST: {"description": "Another protocol"}, **_REFUSALS},
+)
+def attempt(
+    callback_id: UUID,
+    body: Attempt,
+    response: Response,
+    session: SessionDep,
+    services: Any = DepContainer,
+    token: TIToken = CurrentTIToken,
+) -> Attempted:
+    """Say whether a callback that Airflow's own code calls is the worker's; if so, with a token for the rest."""
+    if _subject(token) != callback_id:
+        raise _forbidden()
+    generator: JWTGenerator = services.get(JWTGenerator)
+    with _waiting_on(callback_id, generator), _answered():
+        claim = runs.attempt(session.connection(), callback_id, body, now=datetime.now(timezone.utc))
+    if claim is None:
+        return Attempted(ours=False)
+    log.info(
+        "%s:%s (callback-priority %s) attempts callback %s",
+        *(body.hostname, body.pid, body.library, callback_id),
+    )
+    response.headers[_RENEWED] = _runs_token(generator, claim, subject=callback_id, valid_seconds=None)
+    return Attempted(ours=True)
+
+
+@router.post(
+    "/callbacks/{callback_id}/heartbeat",
+    name="callback_priority_heartbeat",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=_REFUSALS,
+)
+def heartbeat(
+    callback_id: UUID, body: Heartbeat, session: SessionDep, token: TIToken = CurrentTIToken
+) -> None:
+    """Note that a worker is still at its run, or tell it that the run is no longer its own."""
+    claim = _claim(token, callback_id)
+    with _answered():
+        runs.beat(session.connection(), claim, body.units, now=datetime.now(timezone.utc))
 
 
 @router.post(
@@ -127,10 +180,17 @@ def running(callback_id: UUID, unit_id: UUID, session: SessionDep, token: TIToke
 def ended(
     callback_id: UUID, unit_id: UUID, body: Ended, session: SessionDep, token: TIToken = CurrentTIToken
 ) -> None:
-    """Record how a unit ended."""
+    """Record how a unit ended, or that it is to be tried again."""
     claim = _claim(token, callback_id)
     with _answered():
-        runs.end(session.connection(), claim, unit_id, body, now=datetime.now(timezone.utc))
+        runs.end(
+            session.connection(),
+            claim,
+            unit_id,
+            body,
+            settings=_settings(),
+            now=datetime.now(timezone.utc),
+        )
 
 
 @router.get(
@@ -171,6 +231,21 @@ def include_in(airflows: APIRouter) -> None:
 
 
 @contextmanager
+def _waiting_on(callback_id: UUID, generator: JWTGenerator) -> Iterator[None]:
+    """Give a worker that is to ask again a token with which it can, as valid as the one that the scheduler made."""
+    try:
+        yield
+    except HTTPException as answer:
+        if isinstance(answer.__cause__, runs.RunBusyError):
+            again = generator.generate(
+                extras={"sub": str(callback_id), "scope": "workload"},
+                valid_for=conf.getfloat("scheduler", "task_queued_timeout"),
+            )
+            answer.headers = {_RENEWED: again}
+        raise
+
+
+@contextmanager
 def _answered() -> Iterator[None]:
     """Answer a refusal as the execution API answers: a status, a reason for programs, a message for people."""
     try:
@@ -181,6 +256,8 @@ def _answered() -> Iterator[None]:
         raise _answer(status.HTTP_404_NOT_FOUND, "not_found", error) from error
     except runs.RunBusyError as error:
         raise _answer(status.HTTP_409_CONFLICT, BUSY, error) from error
+    except runs.RunOverError as error:
+        raise _answer(status.HTTP_409_CONFLICT, OVER, error) from error
     except runs.RunRefusedError as error:
         raise _answer(status.HTTP_409_CONFLICT, "refused", error) from error
 
@@ -221,11 +298,15 @@ def _token_subject(started: runs.Started) -> UUID:
     return started.claim.leader_id
 
 
-@lru_cache(maxsize=1)
+def _runs_token(generator: JWTGenerator, claim: Claim, *, subject: UUID, valid_seconds: float | None) -> str:
+    extras = {
+        "sub": str(subject),
+        "scope": "execution",
+        CLAIM: {"callback_id": str(claim.leader_id), "claimed_at": claim.claimed_at.isoformat()},
+    }
+    token: str = generator.generate(extras=extras, valid_for=valid_seconds)
+    return token
+
+
 def _settings() -> Settings:
-    """The settings of this process, read once: what is wrong is told once and replaced by the defaults."""
-    try:
-        return parse_settings(raw_section(conf))
-    except ConfigurationError as error:
-        log.error("callback-priority runs callbacks under its default limits: %s", error)  # noqa: TRY400 - the message says it all
-        return Settings()
+    return config.settings() or Settings()

@@ -1,7 +1,21 @@
-"""The units: who took them, when each began and how it ended.
+"""The units: who took them, when each began, when its worker was last heard of, and how it ended.
 
-A unit is one callable of a routed callback; its row stands beside Airflow's ``callback`` row and our item.
+A unit is one callable of a routed callback; its row stands beside Airflow's ``callback`` row and our item. Any other
+callback for an executor gets one when a worker with this library takes it: the request that it names is itself.
 Everything here runs on the caller's connection and in its transaction.
+
+What the columns say of a unit without an end:
+
+==============  =================  =======================================================================
+``claimed_at``  Airflow's row      it
+==============  =================  =======================================================================
+no              pending or queued  waits, or nobody has taken it yet
+yes             queued or running  is with a worker, which has begun it if ``started_at`` is set
+yes             pending            failed and is to be tried again, once the scheduler has released it
+==============  =================  =======================================================================
+
+``heartbeat_at`` is set with the claim if the worker is going to tell that it is still there; an older one never does.
+The unit that leads a run hears of every heartbeat of the run, even when it has ended itself.
 
 Whoever changes units calls `lock` first and reads afterwards. It takes the rows in the order of their keys, so
 two that want some of the same rows wait for each other instead of blocking each other for ever; and units come
@@ -20,6 +34,7 @@ from uuid import UUID
 import attrs
 from sqlalchemy import (
     Connection,
+    Insert,
     String,
     Text,
     Uuid,
@@ -30,8 +45,16 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 
-from callback_priority.persistence.airflow_tables import CALLBACK_PENDING, CALLBACK_RUNNING, callback_table
+from callback_priority.core.classes import ServiceClass
+from callback_priority.persistence.airflow_tables import (
+    CALLBACK_PENDING,
+    CALLBACK_QUEUED,
+    CALLBACK_RUNNING,
+    CALLBACK_TERMINAL,
+    callback_table,
+)
 from callback_priority.persistence.requests import Target
 from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks, storable
 from callback_priority.persistence.tables import (
@@ -43,15 +66,19 @@ from callback_priority.persistence.tables import (
 )
 
 __all__ = [
-    "CALLBACK_QUEUED",
     "LOG_LIMIT_BYTES",
     "OPEN_STATES",
     "OUTPUT_LIMIT_BYTES",
+    "Grant",
     "RunUnit",
+    "add_unit",
+    "beat",
     "claim",
     "companions",
     "end_units",
+    "grant_of",
     "lock",
+    "mark_attempt_failed",
     "mark_ended",
     "mark_started",
     "read_units",
@@ -65,12 +92,11 @@ OUTPUT_LIMIT_BYTES: Final = 8 * 1024
 LOG_LIMIT_BYTES: Final = 32 * 1024
 """How much of a unit's log is kept, from its end."""
 
-CALLBACK_QUEUED: Final = "queued"
-
 OPEN_STATES: Final = (CALLBACK_PENDING, CALLBACK_QUEUED, CALLBACK_RUNNING)
 """The states of a callback that can still run. Airflow's own code sets one to running when its executor says
 that it was taken, which may be before the run begins."""
 
+_NAME_LENGTH: Final = 500
 _WORKER_LENGTH: Final = 300
 _LOG_PATH_LENGTH: Final = 1000
 
@@ -87,25 +113,31 @@ class RunUnit:
     Args:
         callback_id: Its key, which is that of its callback.
         state: The state of Airflow's callback row.
+        output: What that row holds of an end, or of a failed attempt.
         target: Who calls it: ``worker`` or ``triggerer``.
-        kind: Of `callback_priority.core.kinds.KINDS`.
+        kind: Of `callback_priority.core.kinds.KINDS`; like the next but two empty if it is no request's.
         position: Its place in the Dag's or task's list of callables.
         name: What people call it.
         reference: Where it is found, as JSON text.
         dag_id: The Dag that was called for.
         run_id: The Dag run that was called for.
-        body: Airflow's request, as JSON text; ``None`` if it was not kept.
+        body: Airflow's request, as JSON text; ``None`` if it was not kept, or there is none.
         item_state: Where its item stands; ``None`` if it has none.
+        service_class: Its item's class.
+        attempts: How often a scheduler with this library has granted it.
+        failures: How many of its attempts were lost or failed, as far as the scheduler has settled them.
         leader_id: The callback whose run it shares; ``None`` if it has a run of its own.
         rank: Its item's place in its class and pool.
         claimed_at: When a worker took it.
         worker: Which worker did.
+        heartbeat_at: When that was last heard of; ``None`` if it never tells.
         started_at: When it began.
         ended_at: When it ended.
     """
 
     callback_id: UUID
     state: str | None
+    output: str | None
     target: str
     kind: str
     position: int
@@ -115,10 +147,14 @@ class RunUnit:
     run_id: str
     body: str | None
     item_state: ItemState | None
+    service_class: ServiceClass | None
+    attempts: int
+    failures: int
     leader_id: UUID | None
     rank: int | None
     claimed_at: datetime | None
     worker: str | None
+    heartbeat_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None
 
@@ -126,6 +162,49 @@ class RunUnit:
     def place(self) -> tuple[bool, int, UUID]:
         """What units are sorted by: the rank of their item, those without one last."""
         return self.rank is None, self.rank or 0, self.callback_id
+
+    @property
+    def waits_again(self) -> bool:
+        """Whether an attempt was made and the next one is not granted: what still comes of it comes too late.
+
+        A callback that is pending and was never granted by this library is another matter: Airflow's own scheduler
+        hands it over a moment before it commits that it is queued.
+        """
+        return self.state == CALLBACK_PENDING and self.attempts > 0
+
+    @property
+    def grant(self) -> Grant:
+        """What is known of how it came to a worker."""
+        return Grant(state=self.state, item_state=self.item_state, attempts=self.attempts)
+
+
+@attrs.frozen(kw_only=True)
+class Grant:
+    """What is known of how a callback came to a worker, whether it has a unit or not.
+
+    Args:
+        state: The state of Airflow's callback row.
+        item_state: Where its item stands; ``None`` if it has none.
+        attempts: How often a scheduler with this library has granted it.
+    """
+
+    state: str | None
+    item_state: ItemState | None
+    attempts: int
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is known here: a scheduler with this library granted it, or it came to an end."""
+        if self.item_state is None:
+            return False
+        if self.state == CALLBACK_PENDING:
+            return self.attempts > 0
+        return self.state in CALLBACK_TERMINAL or self.item_state is ItemState.GRANTED
+
+    @property
+    def due(self) -> bool:
+        """Whether it may be called now."""
+        return self.state in (CALLBACK_QUEUED, CALLBACK_RUNNING) and self.item_state is ItemState.GRANTED
 
 
 _IDS: Final = bindparam("ids", type_=Uuid, expanding=True)
@@ -143,25 +222,30 @@ _READ: Final = (
     select(
         _UNIT.callback_id,
         _CALLBACK.state,
+        _CALLBACK.output,
         _UNIT.target,
-        _REQUEST.kind,
+        func.coalesce(_REQUEST.kind, "").label("kind"),
         _UNIT.position,
         _UNIT.name,
         _UNIT.reference,
-        _REQUEST.dag_id,
-        _REQUEST.run_id,
+        func.coalesce(_REQUEST.dag_id, "").label("dag_id"),
+        func.coalesce(_REQUEST.run_id, "").label("run_id"),
         _REQUEST.body,
         _ITEM.state.label("item_state"),
+        _ITEM.service_class,
+        func.coalesce(_ITEM.attempts, 0).label("attempts"),
+        func.coalesce(_ITEM.failures, 0).label("failures"),
         _ITEM.leader_id,
         _ITEM.rank,
         _UNIT.claimed_at,
         _UNIT.worker,
+        _UNIT.heartbeat_at,
         _UNIT.started_at,
         _UNIT.ended_at,
     )
     .select_from(unit_table)
     .join(callback_table, _CALLBACK.id == _UNIT.callback_id)
-    .join(request_table, _REQUEST.id == _UNIT.request_id)
+    .outerjoin(request_table, _REQUEST.id == _UNIT.request_id)
     .outerjoin(item_table, _ITEM.callback_id == _UNIT.callback_id)
     .where(_UNIT.callback_id.in_(_IDS))
 )
@@ -172,7 +256,20 @@ _CLAIM: Final = (
         claimed_at=_NOW,
         worker=bindparam("new_worker", type_=String),
         log_path=bindparam("new_log_path", type_=String),
+        heartbeat_at=bindparam("new_heartbeat_at", type_=UtcDateTime),
     )
+)
+_GRANT: Final = (
+    select(_CALLBACK.state, _ITEM.state.label("item_state"), _ITEM.attempts)
+    .select_from(item_table)
+    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
+    .where(_ITEM.callback_id == _ID)
+    .with_for_update(read=True, of=_ITEM.callback_id)
+)
+_BEAT: Final = (
+    update(unit_table)
+    .where(_UNIT.callback_id.in_(_IDS), _UNIT.claimed_at == bindparam("its_claim", type_=UtcDateTime))
+    .values(heartbeat_at=_NOW)
 )
 _RELEASE: Final = (
     update(unit_table)
@@ -192,13 +289,23 @@ _START: Final = (
 )
 _RUNS: Final = (
     update(callback_table)
-    .where(_CALLBACK.id == _ID, _CALLBACK.state.in_(OPEN_STATES))
+    .where(_CALLBACK.id == _ID, _CALLBACK.state.in_(bindparam("from_states", expanding=True)))
     .values(state=CALLBACK_RUNNING)
 )
 _END: Final = (
     update(unit_table)
     .where(_UNIT.callback_id == _ID)
     .values(ended_at=_NOW, log=bindparam("new_log", type_=Text))
+)
+_FAILED_ONCE: Final = (
+    update(unit_table)
+    .where(_UNIT.callback_id == _ID)
+    .values(started_at=null(), log=bindparam("new_log", type_=Text))
+)
+_AWAITS: Final = (
+    update(callback_table)
+    .where(_CALLBACK.id == _ID, _CALLBACK.state.in_((CALLBACK_QUEUED, CALLBACK_RUNNING)))
+    .values(state=CALLBACK_PENDING, output=bindparam("new_output", type_=Text))
 )
 _END_UNREPORTED: Final = (
     update(unit_table).where(_UNIT.callback_id.in_(_IDS), _UNIT.ended_at.is_(None)).values(ended_at=_NOW)
@@ -236,18 +343,65 @@ def read_units(conn: Connection, ids: Collection[UUID]) -> list[RunUnit]:
         for row in conn.execute(_READ, {"ids": piece}):
             values: dict[str, Any] = dict(row._mapping)
             values["item_state"] = None if row.item_state is None else ItemState(row.item_state)
+            values["service_class"] = None if row.service_class is None else ServiceClass(row.service_class)
             found.append(RunUnit(**values))
     return sorted(found, key=lambda unit: unit.place)
 
 
-def claim(conn: Connection, log_paths: Mapping[UUID, str], *, worker: str, now: datetime) -> None:
+def grant_of(conn: Connection, callback_id: UUID) -> Grant | None:
+    """How a callback without a unit came to a worker; ``None`` if it has no item, or no row.
+
+    Its item is locked until the transaction ends, shared with others who ask: the scheduler does not take a callback
+    back while a unit is made for it.
+    """
+    row = conn.execute(_GRANT, {"unit_id": callback_id}).one_or_none()
+    if row is None:
+        return None
+    return Grant(state=row.state, item_state=ItemState(row.item_state), attempts=row.attempts)
+
+
+def add_unit(conn: Connection, callback_id: UUID, name: str) -> None:
+    """Make a unit for a callback that no request of Airflow's led to, unless it has one.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        callback_id: The callback; its unit names it as its own request.
+        name: What people call it.
+    """
+    row = {
+        "callback_id": callback_id,
+        "request_id": callback_id,
+        "position": 0,
+        "name": storable(name, _NAME_LENGTH),
+        "target": Target.WORKER.value,
+        "reference": "{}",
+    }
+    conn.execute(_insert_if_absent(conn.dialect.name), row)
+
+
+def _insert_if_absent(dialect: str) -> Insert:
+    if dialect in ("mysql", "mariadb"):
+        return mysql.insert(unit_table).on_duplicate_key_update(callback_id=_UNIT.callback_id)
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(unit_table).on_conflict_do_nothing(index_elements=[_UNIT.callback_id])
+
+
+def claim(
+    conn: Connection,
+    log_paths: Mapping[UUID, str | None],
+    *,
+    worker: str,
+    now: datetime,
+    heartbeat_at: datetime | None = None,
+) -> None:
     """Give units to a worker.
 
     Args:
         conn: Connection to Airflow's metadata database; the units are locked.
         log_paths: The units, each with the path of its log.
         worker: Who takes them.
-        now: The present; it also tells this claim from an earlier or later one of the same worker.
+        now: The time of the claim, which tells it from an earlier or later one of the same worker.
+        heartbeat_at: When it was last heard of; ``None`` if it is not going to tell that it is still there.
     """
     conn.execute(
         _CLAIM,
@@ -256,10 +410,29 @@ def claim(conn: Connection, log_paths: Mapping[UUID, str], *, worker: str, now: 
                 "unit_id": unit_id,
                 "now": now,
                 "new_worker": storable(worker, _WORKER_LENGTH),
-                "new_log_path": storable(path, _LOG_PATH_LENGTH),
+                "new_log_path": None if path is None else storable(path, _LOG_PATH_LENGTH),
+                "new_heartbeat_at": heartbeat_at,
             }
             for unit_id, path in sorted(log_paths.items())
         ],
+    )
+
+
+def beat(conn: Connection, ids: Iterable[UUID], *, claimed_at: datetime, now: datetime) -> int:
+    """Note that a worker is still there, in those of the units that are still under its claim.
+
+    Args:
+        conn: Connection to Airflow's metadata database; the units are locked.
+        ids: The units.
+        claimed_at: The claim.
+        now: The present.
+
+    Returns:
+        How many were.
+    """
+    return sum(
+        conn.execute(_BEAT, {"ids": piece, "its_claim": claimed_at, "now": now}).rowcount
+        for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
     )
 
 
@@ -287,13 +460,20 @@ def redirect_unit(conn: Connection, callback_id: UUID, target: Target) -> None:
     conn.execute(_REDIRECT, {"unit_id": callback_id, "new_target": target.value})
 
 
-def mark_started(conn: Connection, unit_id: UUID, now: datetime) -> bool:
+def mark_started(conn: Connection, unit_id: UUID, now: datetime, *, even_pending: bool = False) -> bool:
     """Record that a unit begins, and set its callback to running; one that has begun keeps its time.
 
+    Args:
+        conn: Connection to Airflow's metadata database; the unit is locked.
+        unit_id: The unit.
+        now: The present.
+        even_pending: Whether its callback may be pending, see `RunUnit.waits_again`.
+
     Returns:
-        Whether it may: ``False``, with nothing changed, if its callback has ended or is gone.
+        Whether it may: ``False``, with nothing changed, if its callback has ended, waits again or is gone.
     """
-    if not conn.execute(_RUNS, {"unit_id": unit_id}).rowcount:
+    states = OPEN_STATES if even_pending else (CALLBACK_QUEUED, CALLBACK_RUNNING)
+    if not conn.execute(_RUNS, {"unit_id": unit_id, "from_states": states}).rowcount:
         return False
     conn.execute(_START, {"unit_id": unit_id, "now": now})
     return True
@@ -319,6 +499,28 @@ def mark_ended(
     if not conn.execute(_RESULT, result).rowcount:
         return False
     conn.execute(_END, {"unit_id": unit_id, "new_log": _tail(log, LOG_LIMIT_BYTES), "now": now})
+    return True
+
+
+def mark_attempt_failed(conn: Connection, unit_id: UUID, *, output: str, log: str | None) -> bool:
+    """Record that a unit failed and is to be tried again: its callback is pending, and says why.
+
+    The claim stays, and no end is set: the scheduler finds it so (see the head of this module), counts the failure,
+    and releases the unit.
+
+    Args:
+        conn: Connection to Airflow's metadata database; the unit is locked.
+        unit_id: The unit.
+        output: Why it failed; cut to `OUTPUT_LIMIT_BYTES`.
+        log: Its log; the last `LOG_LIMIT_BYTES` are kept.
+
+    Returns:
+        Whether it could be: ``False``, with nothing changed, if its callback has ended or is gone.
+    """
+    told = {"unit_id": unit_id, "new_output": _head(output, OUTPUT_LIMIT_BYTES)}
+    if not conn.execute(_AWAITS, told).rowcount:
+        return False
+    conn.execute(_FAILED_ONCE, {"unit_id": unit_id, "new_log": _tail(log, LOG_LIMIT_BYTES)})
     return True
 
 

@@ -17,10 +17,8 @@ from airflow.configuration import conf
 from airflow.utils.session import NEW_SESSION, provide_session
 
 from callback_priority import compat
-from callback_priority.adapter.config import raw_section
-from callback_priority.errors import ConfigurationError
-from callback_priority.policy.parse import parse_settings
-from callback_priority.policy.settings import Mode, Settings, WorkerCallbacks
+from callback_priority.adapter.config import raw_section, settings
+from callback_priority.policy.settings import Mode, WorkerCallbacks
 
 if TYPE_CHECKING:
     from airflow.callbacks.callback_requests import CallbackRequest
@@ -34,16 +32,6 @@ __all__ = ["install", "installed", "original", "router", "settings", "uninstall"
 log = logging.getLogger(__name__)
 
 _ORIGINAL: Final = "callback_priority_original"
-
-
-@cache
-def settings() -> Settings | None:
-    """The settings, read once in a process; ``None`` if they are invalid, which is logged."""
-    try:
-        return parse_settings(raw_section(conf))
-    except ConfigurationError as error:
-        log.error("Callbacks stay on the Dag processor. %s", error)  # noqa: TRY400 - its text says all
-        return None
 
 
 @cache
