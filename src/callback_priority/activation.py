@@ -29,6 +29,7 @@ SERVING: Final = (
 
 DECIDING: Final = (
     ("airflow.jobs.scheduler_job_runner", "callback_priority.adapter.hook", "install"),
+    ("airflow.jobs.triggerer_job_runner", "callback_priority.adapter.triggers", "install"),
     ("airflow.callbacks.database_callback_sink", "callback_priority.adapter.routing.sink", "install"),
     # The package, so that none of its modules is there yet, half imported.
     ("airflow.dag_processing", "callback_priority.adapter.references", "install_parse"),

@@ -24,7 +24,7 @@ PROCESSES = {
     ),
     "triggerer": (
         f"from airflow.jobs.triggerer_job_runner import TriggererJobRunner; {SINK}",
-        {"adapter.routing.sink"},
+        {"adapter.triggers", "adapter.routing.sink"},
     ),
     "dag-processor": (
         "from airflow.jobs.dag_processor_job_runner import DagProcessorJobRunner",

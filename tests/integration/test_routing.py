@@ -464,21 +464,26 @@ def another_triggerer() -> int:
         return job.id
 
 
-def test_airflows_triggerers_take_callbacks_from_each_other(triggerer):
-    """Why only one may live: each runs what it has taken, and drops in the middle what was taken from it."""
-    from airflow.models.trigger import Trigger
+@pytest.mark.parametrize(("fits", "target"), [(True, "triggerer"), (False, "worker")])
+def test_several_triggerers_get_what_is_asynchronous_where_each_has_its_own(
+    triggerer, monkeypatch, fits, target
+):
+    """Where Airflow lets them take callbacks from each other and that cannot be mended, workers get it."""
+    from callback_priority.adapter import triggers
 
-    send_async()
-    other = another_triggerer()
-    for job_id in (triggerer, other, triggerer):
-        Trigger.assign_unassigned(job_id, 100, 30)
-        assert len(Trigger.ids_for_triggerer(job_id)) == 1
-
-
-def test_with_several_triggerers_workers_call_what_is_asynchronous(triggerer):
+    monkeypatch.setattr(triggers, "assigned_once", lambda: fits)
     another_triggerer()
     send_async()
-    assert [unit.target for unit in unit_rows()] == ["worker"]
+    assert [unit.target for unit in unit_rows()] == [target]
+
+
+@ON_SQLITE
+def test_one_triggerer_gets_it_whatever_airflow_does(triggerer, monkeypatch):
+    from callback_priority.adapter import triggers
+
+    monkeypatch.setattr(triggers, "assigned_once", lambda: False)
+    send_async()
+    assert [unit.target for unit in unit_rows()] == ["triggerer"]
 
 
 def in_the_job(values) -> None:
@@ -566,6 +571,120 @@ def test_what_no_triggerer_takes_goes_to_a_worker(triggerer, monkeypatch):
     assert (of_executor.type, of_executor.state, of_executor.trigger_id) == ("executor", "pending", None)
     Trigger.assign_unassigned(triggerer, 100, 30)
     assert Trigger.ids_for_triggerer(triggerer) == [taken.id], "nobody runs it beside the worker"
+
+
+def taken_and_left_behind(triggerer, *, state: str = "queued") -> datetime:
+    """A callback whose triggerer has been dead for long; the time of its last heartbeat."""
+    from airflow.models.trigger import Trigger
+
+    send_async()
+    [trigger] = rows(Trigger.__table__)
+    in_the_trigger(trigger.id, triggerer_id=triggerer)
+    [unit] = unit_rows()
+    if state == "running":
+        finish(unit.callback_id, "running", None)
+    last = datetime.now(timezone.utc) - timedelta(minutes=5)
+    in_the_job({"latest_heartbeat": last})
+    return last
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_what_a_dead_triggerer_left_and_no_other_takes_goes_to_a_worker(triggerer, state):
+    from airflow.models.trigger import Trigger
+
+    taken_and_left_behind(triggerer, state=state)
+    assert [row.state for row in callback_rows()] == [state]
+    assert reroute() == 1
+    assert reroute() == 0
+    [item] = rows(item_table)
+    assert (item.state, item.failures, item.retry_at) == ("waiting", 1, None)
+    assert [unit.target for unit in unit_rows()] == ["worker"]
+    [callback] = callback_rows()
+    assert (callback.type, callback.state, callback.trigger_id) == ("executor", "pending", None)
+    assert rows(Trigger.__table__) == [], "a triggerer that was thought dead drops what has no trigger"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rerouted"), [(0, False), (31, False), (89, False), (91, True)], ids=str
+)
+@ON_SQLITE
+def test_a_triggerer_is_given_up_a_minute_after_airflows_threshold(triggerer, seconds, rerouted):
+    taken_and_left_behind(triggerer)
+    in_the_job({"latest_heartbeat": datetime.now(timezone.utc) - timedelta(seconds=seconds)})
+    assert reroute() == rerouted
+
+
+@ON_SQLITE
+def test_what_another_triggerer_took_over_stays_there(triggerer):
+    from airflow.models.trigger import Trigger
+
+    taken_and_left_behind(triggerer)
+    other = another_triggerer()
+    Trigger.assign_unassigned(other, 100, 30)
+    assert reroute() == 0
+    assert Trigger.ids_for_triggerer(other) == [rows(Trigger.__table__)[0].id]
+
+
+def test_what_lost_its_last_attempt_with_its_triggerer_is_failed(triggerer, option, routing):
+    from airflow.models.trigger import Trigger
+
+    option("callback_max_attempts", "1")
+    routing.settings.cache_clear()
+    taken_and_left_behind(triggerer)
+    assert reroute() == 0
+    [callback] = callback_rows()
+    assert (callback.type, callback.state, callback.trigger_id) == ("triggerer", "failed", None)
+    assert callback.output.startswith("the triggerer that had it ended, 1 time(s)")
+    assert [item.state for item in rows(item_table)] == ["done"]
+    assert [unit.ended_at is not None for unit in unit_rows()] == [True]
+    assert rows(Trigger.__table__) == []
+
+
+@ON_SQLITE
+def test_what_no_executor_runs_loses_no_attempt_while_it_waits_for_a_triggerer(triggerer, monkeypatch):
+    from callback_priority.adapter.routing import executors
+
+    taken_and_left_behind(triggerer)
+    monkeypatch.setattr(executors, "why_not", lambda wanted, team: "no executor")
+    for _ in range(5):
+        assert reroute() == 0
+    assert [(row.type, row.state) for row in callback_rows()] == [("triggerer", "queued")]
+    assert [(item.state, item.failures) for item in rows(item_table)] == [("triggered", 0)]
+
+
+BOOM = "An error occurred during execution of the callable: boom"
+
+
+def test_what_failed_on_the_triggerer_is_tried_again_where_its_class_is(triggerer, option, routing):
+    option("callback_retry_on_failure", "dag_callback")
+    option("callback_max_attempts", "2")
+    routing.settings.cache_clear()
+    send_async()
+    [unit] = unit_rows()
+    finish(unit.callback_id, "failed", BOOM)
+    assert reroute() == 1
+    [item] = rows(item_table)
+    assert (item.state, item.failures) == ("parked", 1)
+    delay = (item.retry_at - datetime.now(timezone.utc)).total_seconds()
+    assert 10 < delay <= 30
+    [callback] = callback_rows()
+    assert (callback.type, callback.state, callback.output) == ("executor", "pending", None)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    "options", [{"callback_retry_on_failure": "all", "callback_max_attempts": "1"}, {"callback_max_attempts": "9"}]
+)
+def test_what_failed_on_the_triggerer_stays_failed_otherwise(triggerer, option, routing, options):
+    for name, value in options.items():
+        option(name, value)
+    routing.settings.cache_clear()
+    send_async()
+    [unit] = unit_rows()
+    finish(unit.callback_id, "failed", BOOM)
+    assert reroute() == 0
+    assert [(row.type, row.state, row.output) for row in callback_rows()] == [("triggerer", "failed", BOOM)]
+    assert [item.state for item in rows(item_table)] == ["done"]
 
 
 def in_the_trigger(trigger_id: int, **values) -> None:

@@ -7,8 +7,10 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+import attrs
 import uuid6
 from airflow.callbacks.callback_requests import CallbackRequest
+from airflow.configuration import conf
 from airflow.executors.workloads.callback import CallbackFetchMethod
 from airflow.models.callback import Callback, CallbackType, DagProcessorCallback
 from airflow.models.dag import DagModel
@@ -17,16 +19,17 @@ from airflow.utils.state import CallbackState
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, delete, insert, select, update
 
-from callback_priority.adapter import metrics
+from callback_priority.adapter import callbacks, metrics, triggers
 from callback_priority.adapter.routing import executors, sink
 from callback_priority.adapter.routing.units import Call, Occasion, executor_data
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.core.kinds import KINDS
-from callback_priority.persistence import items, requests, units
+from callback_priority.persistence import items, requests, triggered, units
 from callback_priority.persistence.enqueueing import enqueue
 from callback_priority.persistence.items import Item
 from callback_priority.persistence.requests import Outcome, Request, Target
-from callback_priority.persistence.tables import ItemState, item_table, unit_table
+from callback_priority.persistence.tables import unit_table
+from callback_priority.persistence.triggered import Triggered
 from callback_priority.persistence.units import RunUnit
 from callback_priority.policy.settings import Settings
 
@@ -42,12 +45,12 @@ NOT_IMPORTED: Final = "Failed to import the callable on the triggerer"
 
 UNTAKEN_SECONDS: Final = 60.0
 """How long a callback waits for a triggerer to take it, before a worker calls it: the triggerer may have ended, be
-full, or serve other queues only."""
+full, or serve other queues only. The same time counts from the death of the triggerer that had it."""
 
 _CALLBACK: Final = Callback.__table__
 _TRIGGER: Final = Trigger.__table__
 _REQUESTS: Final[TypeAdapter[Any]] = TypeAdapter(CallbackRequest)
-_ENDED: Final = (CallbackState.SUCCESS, CallbackState.FAILED)
+_OPEN: Final = (CallbackState.QUEUED, CallbackState.RUNNING)
 
 
 def request_of(body: str) -> CallbackRequest:
@@ -126,11 +129,12 @@ def _begun(connection: Connection, unit: RunUnit) -> bool:
 
 
 def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
-    """Settle what the triggerer has done, and have workers run what it could not import, or has not taken.
+    """Settle what triggerers have done, and have workers run what no triggerer could, or does any more.
 
     A triggerer without this library, or without the module that a callable is in, calls nothing. Airflow's row
     says so, and becomes that of a callback which waits for an executor. So does that of one which no triggerer
-    has taken for a while.
+    has taken for a while, or whose triggerer has ended and no other has taken it since; the latter may have begun,
+    so it has lost an attempt. One that failed does so too where its class is tried again.
 
     Args:
         session: A transaction of the scheduler's; not committed here.
@@ -141,35 +145,22 @@ def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
         How many wait for a worker now.
     """
     connection = session.connection()
-    columns = (item_table.c.callback_id, _CALLBACK.c.state, _CALLBACK.c.output)
-    ended = (
-        select(*columns)
-        .outerjoin(_CALLBACK, _CALLBACK.c.id == item_table.c.callback_id)
-        .where(item_table.c.state == ItemState.TRIGGERED.value)
-        .where(_CALLBACK.c.state.in_(_ENDED) | _CALLBACK.c.id.is_(None))
-        .limit(limit)
-    )
-    untaken = (
-        select(item_table.c.callback_id)
-        .join(_CALLBACK, _CALLBACK.c.id == item_table.c.callback_id)
-        .join(_TRIGGER, _TRIGGER.c.id == _CALLBACK.c.trigger_id)
-        .where(item_table.c.state == ItemState.TRIGGERED.value, _CALLBACK.c.state == CallbackState.QUEUED)
-        .where(item_table.c.enqueued_at < now - timedelta(seconds=UNTAKEN_SECONDS))
-        .where(_TRIGGER.c.triggerer_id.is_(None))
-        .limit(limit)
-    )
+    settings = sink.settings()
     done: list[UUID] = []
     rerouted = 0
-    settings = sink.settings()
-    for row in connection.execute(ended).all():
-        failed_to_import = row.state == CallbackState.FAILED and (row.output or "").startswith(NOT_IMPORTED)
-        if settings is not None and failed_to_import and _reroute(session, row.callback_id, settings, now):
+    for each in triggered.ended(connection, limit):
+        move = None if settings is None else _after_end(each, settings, now)
+        if settings is not None and move is not None and _reroute(session, move, settings, now):
             rerouted += 1
         else:
-            done.append(row.callback_id)
+            done.append(each.callback_id)
     if settings is not None:
-        for callback_id in connection.scalars(untaken).all():
-            rerouted += _reroute(session, callback_id, settings, now, untaken=True)
+        untaken_since = now - timedelta(seconds=UNTAKEN_SECONDS)
+        threshold = timedelta(seconds=conf.getfloat("triggerer", "triggerer_health_check_threshold"))
+        for each in triggered.left(
+            connection, untaken_since=untaken_since, dead_since=untaken_since - threshold, limit=limit
+        ):
+            rerouted += _reroute(session, _of_nobody(each), settings, now)
     if done:
         with savepoint(connection, "callback_priority_triggered"):
             items.mark_done(connection, done, now)
@@ -177,43 +168,104 @@ def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
     return rerouted
 
 
-def _reroute(
-    session: Session, callback_id: UUID, settings: Settings, now: datetime, *, untaken: bool = False
-) -> bool:
+@attrs.frozen(kw_only=True)
+class _Move:
+    """What is to become of a callback that a triggerer had, or was to have.
+
+    Args:
+        found: As it was found.
+        why: Why a worker gets it.
+        failures: How many of its attempts were lost or failed, with the last.
+        retry_at: When it is tried again; ``None`` for at once.
+    """
+
+    found: Triggered
+    why: str
+    failures: int
+    retry_at: datetime | None = None
+
+
+def _after_end(found: Triggered, settings: Settings, now: datetime) -> _Move | None:
+    """What becomes of one that has ended; ``None`` if that is all."""
+    if found.state != CallbackState.FAILED:
+        return None
+    if (found.output or "").startswith(NOT_IMPORTED):
+        return _Move(found=found, why="the triggerer could not import it", failures=found.failures)
+    failures = found.failures + 1
+    if found.service_class not in settings.callback_retry_on_failure or not settings.tries_again(
+        found.service_class, failures
+    ):
+        return None
+    delay = settings.retry_delay_seconds(found.service_class, failures, found.callback_id)
+    retry_at = now + timedelta(seconds=delay)
+    return _Move(found=found, why="it failed on the triggerer", failures=failures, retry_at=retry_at)
+
+
+def _of_nobody(found: Triggered) -> _Move:
+    """What becomes of one that no living triggerer has."""
+    if found.triggerer_id is None:
+        return _Move(found=found, why="no triggerer has taken it", failures=found.failures)
+    return _Move(found=found, why="its triggerer has ended", failures=found.failures + 1)
+
+
+def _reroute(session: Session, move: _Move, settings: Settings, now: datetime) -> bool:
     connection = session.connection()
-    why = "no triggerer has taken it" if untaken else "the triggerer could not import it"
+    found = move.found
     try:
         with savepoint(connection, "callback_priority_reroute_one"):
             # As in `withdraw`: the unit first, and then its trigger.
-            units.lock(connection, [callback_id])
-            if untaken and not _take_away(connection, callback_id):
+            units.lock(connection, [found.callback_id])
+            if found.state in _OPEN and not _lock_trigger(connection, found):
                 return False
-            return _to_worker(session, connection, callback_id, settings, now, why)
+            if move.failures > found.failures and not settings.tries_again(
+                found.service_class, move.failures
+            ):
+                _fail(connection, move, now)
+                return False
+            return _to_worker(session, connection, move, settings, now)
     except Exception:
-        log.exception("Callback %s could not be rerouted, though %s", callback_id, why)
+        log.exception("Callback %s could not be rerouted, though %s", found.callback_id, move.why)
         return False
 
 
-def _take_away(connection: Connection, callback_id: UUID) -> bool:
-    """Keep triggerers from a callback that none has taken; returns whether that is still so."""
+def _lock_trigger(connection: Connection, found: Triggered) -> bool:
+    """Keep triggerers from a callback, if all is as it was found."""
+    holder = _TRIGGER.c.triggerer_id
     trigger = (
         select(_TRIGGER.c.id)
         .join(_CALLBACK, _CALLBACK.c.trigger_id == _TRIGGER.c.id)
-        .where(_CALLBACK.c.id == callback_id, _CALLBACK.c.state == CallbackState.QUEUED)
-        .where(_TRIGGER.c.triggerer_id.is_(None))
+        .where(_CALLBACK.c.id == found.callback_id, _CALLBACK.c.state.in_(_OPEN))
+        .where(holder.is_(None) if found.triggerer_id is None else holder == found.triggerer_id)
         .with_for_update(of=_TRIGGER, skip_locked=True)
     )
     return connection.execute(trigger).one_or_none() is not None
 
 
+def _drop_trigger(connection: Connection, callback_id: UUID, trigger_id: int | None) -> None:
+    """Have no triggerer run it any more: one that was thought dead drops what has no trigger."""
+    connection.execute(update(_CALLBACK).where(_CALLBACK.c.id == callback_id).values(trigger_id=None))
+    if trigger_id is not None:
+        connection.execute(delete(_TRIGGER).where(_TRIGGER.c.id == trigger_id))
+
+
+def _fail(connection: Connection, move: _Move, now: datetime) -> None:
+    callback_id = move.found.callback_id
+    trigger_id = _trigger_of(connection, callback_id)
+    callbacks.fail(connection, {callback_id: triggers.lost_reason(move.failures)})
+    _drop_trigger(connection, callback_id, trigger_id)
+    items.mark_done(connection, [callback_id], now, "failed: its output says why")
+    units.end_units(connection, [callback_id], now)
+    metrics.count("callbacks_failed", 1)
+
+
+def _trigger_of(connection: Connection, callback_id: UUID) -> int | None:
+    return connection.scalar(select(_CALLBACK.c.trigger_id).where(_CALLBACK.c.id == callback_id))
+
+
 def _to_worker(
-    session: Session,
-    connection: Connection,
-    callback_id: UUID,
-    settings: Settings,
-    now: datetime,
-    why: str,
+    session: Session, connection: Connection, move: _Move, settings: Settings, now: datetime
 ) -> bool:
+    callback_id = move.found.callback_id
     found = units.read_units(connection, [callback_id])
     item = items.read_item(connection, callback_id)
     request_id = connection.scalar(
@@ -226,16 +278,17 @@ def _to_worker(
     team = DagModel.get_team_name(request.dag_id, session=session) if executors.multi_team() else None
     reason = executors.why_not(item.executor, team)
     if reason is not None:
-        log.warning("Callback %s stays with the triggerer though %s: %s", callback_id, why, reason)
+        log.warning("Callback %s stays with the triggerer though %s: %s", callback_id, move.why, reason)
         return False
     occasion = _occasion(request, item, team)
     call = Call(name=unit.name, reference={}, target=Target.WORKER, executor=item.executor)
+    trigger_id = _trigger_of(connection, callback_id)
     changed = connection.execute(
         update(_CALLBACK)
         .where(
             _CALLBACK.c.id == callback_id,
             _CALLBACK.c.type == CallbackType.TRIGGERER,
-            _CALLBACK.c.state.in_((CallbackState.QUEUED, CallbackState.FAILED)),
+            _CALLBACK.c.state == move.found.state,
         )
         .values(
             type=CallbackType.EXECUTOR,
@@ -243,22 +296,28 @@ def _to_worker(
             data=executor_data(occasion, call, settings),
             state=CallbackState.PENDING,
             output=None,
-            trigger_id=None,
         )
     ).rowcount
-    if changed:
-        # Its trigger refers to nothing now, and the triggerers remove such ones.
-        # An item that is done is written anew, with a place in the queue.
-        items.mark_done(connection, [callback_id], now)
-        enqueue(
-            connection,
-            [occasion.item(callback_id, call, settings)],
-            now=now,
-            turn_length_us=settings.dag_turn_us,
-            aging_us=settings.priority_aging_us,
-        )
-        units.redirect_unit(connection, callback_id, Target.WORKER)
-        log.warning("A worker calls %s: %s", unit.name, why)
+    if not changed:
+        return False
+    _drop_trigger(connection, callback_id, trigger_id)
+    # An item that is done is written anew, with a place in the queue.
+    items.mark_done(connection, [callback_id], now)
+    enqueue(
+        connection,
+        [occasion.item(callback_id, call, settings)],
+        now=now,
+        turn_length_us=settings.dag_turn_us,
+        aging_us=settings.priority_aging_us,
+    )
+    units.redirect_unit(connection, callback_id, Target.WORKER)
+    if move.retry_at is None:
+        triggered.set_failures(connection, callback_id, move.failures)
+    else:
+        triggered.set_failures(connection, callback_id, move.failures - 1)
+        again = items.Lost(callback_id=callback_id, reason=move.why, retry_at=move.retry_at)
+        items.try_again(connection, [again])
+    log.warning("A worker calls %s: %s", unit.name, move.why)
     return True
 
 

@@ -206,7 +206,7 @@ class Router:
         on_triggerer = (
             any(can for _, _, can in found)
             and not executors.multi_team()
-            and units.one_triggerer_lives(connection, now)
+            and units.triggerers_call_once(connection, now)
         )
         calls = []
         for name, reference, can_be_triggered in found:

@@ -19,6 +19,7 @@ from airflow.triggers.callback import CallbackTrigger
 from airflow.utils.state import CallbackState
 from sqlalchemy import Connection, insert, select
 
+from callback_priority.adapter import triggers
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import CallbackKind
 from callback_priority.persistence import requests
@@ -39,7 +40,7 @@ __all__ = [
     "Occasion",
     "batched",
     "executor_data",
-    "one_triggerer_lives",
+    "triggerers_call_once",
     "write",
 ]
 
@@ -296,11 +297,12 @@ def _triggered(
     return TriggererCallback(definition, **_labels(occasion)), inserted[0]
 
 
-def one_triggerer_lives(conn: Connection, now: datetime) -> bool:
-    """Whether exactly one triggerer has sent a heartbeat lately, by Airflow's own threshold.
+def triggerers_call_once(conn: Connection, now: datetime) -> bool:
+    """Whether a triggerer lives, and no two can run the same callback.
 
-    With several, Airflow 3.3 hands each callback to whichever asks last, again and again: what one has begun is
-    dropped in the middle, and begun anew by the other.
+    One lives that has sent a heartbeat lately, by Airflow's own threshold. Where this Airflow hands a callback to
+    several of them, and that cannot be mended (`callback_priority.adapter.triggers`), there must be exactly one: what one
+    has begun would be dropped in the middle, and begun anew by the other.
     """
     threshold = conf.getfloat("triggerer", "triggerer_health_check_threshold")
     job = job_table.c
@@ -309,4 +311,5 @@ def one_triggerer_lives(conn: Connection, now: datetime) -> bool:
         job.state == JOB_RUNNING,
         job.latest_heartbeat > now - timedelta(seconds=threshold),
     )
-    return len(conn.execute(living.limit(2)).all()) == 1
+    count = len(conn.execute(living.limit(2)).all())
+    return count == 1 or (count > 1 and triggers.assigned_once())
