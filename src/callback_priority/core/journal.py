@@ -190,8 +190,12 @@ def entry_of(this: Pass, entitlements: Entitlements, *, checkpoint: bool = False
     amounts, holds = this.settlement.amounts, this.settlement.holds
     movements = {}
     for key in sorted(amounts.keys() | holds.keys() | this.changed.keys() | charged.keys()):
-        start = flow_state(key, this.settled, between.get(key[:2], 0), entitlements)
+        clock = between.get(key[:2], 0)
+        start = flow_state(key, this.settled, clock, entitlements)
         read, after = this.read.get(key), final.get(key, start)
+        if start.weight != after.weight:
+            # Not served, so not weighed anew either.
+            start = this.settled[key]
         made = None
         if read is None:
             # The estimate that it began with, before its first holds.
@@ -202,7 +206,7 @@ def entry_of(this: Pass, entitlements: Entitlements, *, checkpoint: bool = False
             weight=int(after.weight) if read is None or read.weight != after.weight else None,
             holds=tuple(int(hold) for hold in holds.get(key, ())),
             settled=amounts.get(key, 0),
-            raised=_raised(start, after, charged[key], between.get(key[:2], 0)),
+            raised=_raised(start, after, charged[key], clock),
             advanced=after.clock - start.clock,
         )
         if movement != _STILL:
