@@ -31,6 +31,7 @@ import attrs
 from airflow.models.callback import CallbackKey
 from airflow.models.pool import Pool
 from airflow.utils.db import DBLocks
+from airflow.utils.session import create_session
 from airflow.utils.sqlalchemy import get_dialect_name
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
@@ -39,7 +40,9 @@ from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.breaker import Breaker
 from callback_priority.adapter.handover import HandOver
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
+from callback_priority.adapter.journal import Journal
 from callback_priority.adapter.planning import PlanInput, Router, offered_pools, snapshot_of, without
+from callback_priority.adapter.recovery import Recovery
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.adapter.settlement import GivenUp, Settlement
 from callback_priority.adapter.shadow import Shadow
@@ -99,12 +102,17 @@ class SlotAllocator:
         self.in_flight = InFlight(runner.executors, clock)
         self.ledger = self.in_flight.ledger
         self.router = Router(runner, self.in_flight)
-        self.settlement = Settlement(self.in_flight, settings, self._failed)
-        self.hand = HandOver(self.in_flight, self.router, self.settlement, utcnow, self._failed)
-        self.shadow = Shadow(self.in_flight, settings, runner.job.id)
+        self.settlement = Settlement(self.in_flight, settings, self._failed, runner.job.id)
+        self.hand = HandOver(self.in_flight, self.router, self.settlement, utcnow, self._failed, self.living)
+        self.journal = Journal(settings, runner.job.id)
+        self.shadow = Shadow(self.in_flight, settings, runner.job.id, self.journal)
         self.breaker = Breaker(settings.failure_threshold, settings.failure_back_off_seconds)
-        job_id = runner.job.id if self.active else None
-        self.upkeep = Upkeep(settings, self.in_flight, self.settlement, clock, job_id, self.living)
+        self.recovery = Recovery(
+            settings, self.in_flight, self.settlement, self.router, clock, runner.job.id, self.living
+        )
+        self.upkeep = Upkeep(
+            settings, self.in_flight, self.settlement, clock, self.recovery if self.active else None
+        )
         self.turn: Turn | None = None
         self.charges: dict[ServiceClass, SlotMicros] = {}
         self.idle_sleep_seconds: float = runner._scheduler_idle_sleep_time
@@ -214,8 +222,14 @@ class SlotAllocator:
             flows=flows,
             pairs=waiting.waiting_pairs(connection),
             batch_size=self.settings.callback_batch_size,
+            alive_since={
+                cls: now - timedelta(seconds=seconds)
+                for cls, seconds in self.settings.callback_time_to_live_seconds.items()
+            },
         )
-        snapshot, aside, unfit = snapshot_of(session, plan, self.router)
+        planned = snapshot_of(session, plan, self.router)
+        if planned.outlived:
+            self.upkeep.sweep_soon()
         self.charges = {
             cls: flow_state(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls), flows, 0, self.settings).estimate
             for cls in CLASS_ORDER
@@ -224,14 +238,16 @@ class SlotAllocator:
             now=now,
             monotonic_us=monotonic_us,
             pools=pools,
+            read=state.flows,
+            settlement=settlement,
             flows=flows,
             changed=changed,
-            snapshot=snapshot,
-            aside=aside,
-            unfit=unfit,
+            snapshot=planned.snapshot,
+            aside=planned.aside,
+            unfit=planned.never,
             charges=self.charges,
             unreported=occupancy.unreported,
-            decision=decide(snapshot, self.settings),
+            decision=decide(planned.snapshot, self.settings),
         )
         if self.active:
             self._make_good(session, turn)
@@ -251,6 +267,7 @@ class SlotAllocator:
             loaded = callbacks.load(session, wanted, self.settings.callback_queue)  # type: ignore[arg-type]
             turn.workloads |= loaded.workloads
             turn.batches |= loaded.batches
+            turn.attempts |= loaded.attempts
             turn.unfit |= loaded.unfit
             turn.elsewhere |= loaded.elsewhere
             turn.missing |= loaded.missing
@@ -349,9 +366,10 @@ class SlotAllocator:
         given_up = self._set_aside(session, turn)
         if flows := {**turn.changed, **turn.decision.flows}:
             write_flows(connection, flows.values())
+            self.journal.note(connection, turn)
         return given_up
 
-    def _companions(self, connection: Any, turn: Turn) -> dict[UUID, list[UUID]]:
+    def _companions(self, connection: Any, turn: Turn) -> dict[UUID, dict[UUID, int]]:
         """Find what can share the runs of callbacks that are granted slots; no statement if nothing can."""
         most = self.settings.callback_batch_size - 1
         leaders = [(each, turn.batches[each]) for each in turn.granted if each in turn.batches]
@@ -396,6 +414,7 @@ class SlotAllocator:
             if turn is not None and turn.recorded:
                 self.ledger.settled()
                 self.shadow.committed()
+                self.journal.committed()
                 self.breaker.succeeded()
                 handed = self.hand.give(session, turn)
                 metrics.count("callbacks_granted", handed)
@@ -436,7 +455,7 @@ class SlotAllocator:
             executor: The executor.
             session: The transaction in which Airflow writes the states.
         """
-        routed = self.settlement.take_events(executor) if self.active else []
+        routed = self.settlement.take_events(session, executor) if self.active else []
         ended = [key for key, (state, _) in executor.event_buffer.items() if state not in ENDED_NOT]
         try:
             count = original()
@@ -455,6 +474,18 @@ class SlotAllocator:
             if not self._guarded(session, "settle", settle):
                 self.upkeep.sweep_soon()
         return count + len(finished) + len(routed)
+
+    def take_over(self) -> None:
+        """Look after what dead schedulers have granted: at start, and whenever Airflow does so for task instances."""
+        if not self.active or self.aside:
+            return
+        try:
+            with create_session(scoped=False) as session:
+                found = self.recovery.take_over(session, self.utcnow())
+            if found:
+                self.hurry()
+        except Exception as error:
+            self._failed("take over", error)
 
     def callback_step(self, original: Callable[[], None], session: Session) -> None:
         """Do in place of Airflow's callback step what is left to do there.

@@ -27,13 +27,25 @@ from callback_priority.persistence.airflow_tables import CALLBACK_TERMINAL
 from callback_priority.persistence.enqueueing import NewItem
 from callback_priority.persistence.sweep import PendingCallback
 from callback_priority.persistence.tables import item_table
+from callback_priority.persistence.waiting import BATCH
 from callback_priority.policy.settings import Settings
 from callback_priority.protocol import ENTRY
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["Loaded", "fail", "kind_of", "load", "new_item", "queue", "swept_item", "to_pending"]
+__all__ = [
+    "Loaded",
+    "fail",
+    "kind_of",
+    "load",
+    "lock_pending",
+    "new_item",
+    "queue",
+    "swept_item",
+    "to_pending",
+    "to_running",
+]
 
 _CALLBACK: Final = ExecutorCallback.__table__
 _RUN: Final = DagRun.__table__
@@ -118,6 +130,7 @@ class Loaded:
     Args:
         workloads: What their executors get, by callback.
         batches: Of these, which may share a run with others that wait, by what they must have in common.
+        attempts: How often each of them was granted before.
         unfit: Callbacks that can never run, each with the reason.
         elsewhere: Callbacks that are no longer pending: somebody else took or ended them.
         missing: Callbacks whose row is locked by another transaction or gone.
@@ -125,6 +138,7 @@ class Loaded:
 
     workloads: dict[UUID, Any] = attrs.field(factory=dict)
     batches: dict[UUID, str] = attrs.field(factory=dict)
+    attempts: dict[UUID, int] = attrs.field(factory=dict)
     unfit: dict[UUID, str] = attrs.field(factory=dict)
     elsewhere: set[UUID] = attrs.field(factory=set)
     missing: set[UUID] = attrs.field(factory=set)
@@ -216,6 +230,7 @@ def _load(
                 loaded.unfit[row.id] = f"its workload cannot be made: {_brief(error)}"
             else:
                 loaded.workloads[row.id] = workload
+                loaded.attempts[row.id] = row.attempts
                 if row.batch is not None:
                     loaded.batches[row.id] = row.batch
 
@@ -229,7 +244,8 @@ def _rows(session: Session, ids: list[UUID]) -> Sequence[Any]:
             _CALLBACK.c.fetch_method,
             _CALLBACK.c.data,
             item_table.c.service_class,
-            item_table.c.batch,
+            item_table.c.attempts,
+            BATCH,
             _RUN.c.dag_id,
             _RUN.c.run_id,
             _RUN.c.bundle_version,
@@ -297,6 +313,28 @@ def queue(connection: Connection, ids: Collection[UUID]) -> int:
         .values(state=CallbackState.QUEUED)
     )
     return connection.execute(statement).rowcount
+
+
+def lock_pending(connection: Connection, ids: Collection[UUID]) -> list[UUID]:
+    """Keep everybody else from those of the callbacks that wait; what another has locked is left out."""
+    if not ids:
+        return []
+    statement = (
+        select(_CALLBACK.c.id)
+        .where(_CALLBACK.c.id.in_(ids), _CALLBACK.c.state == CallbackState.PENDING)
+        .with_for_update(skip_locked=True)
+    )
+    return sorted(connection.scalars(statement))
+
+
+def to_running(connection: Connection, ids: Collection[UUID]) -> None:
+    """Set queued callbacks to running that a worker took, by its executor's word; any others stay as they are."""
+    if ids:
+        connection.execute(
+            update(_CALLBACK)
+            .where(_CALLBACK.c.id.in_(ids), _CALLBACK.c.state == CallbackState.QUEUED)
+            .values(state=CallbackState.RUNNING)
+        )
 
 
 def to_pending(connection: Connection, ids: Collection[UUID], *, even_running: bool = False) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -16,13 +17,15 @@ from callback_priority.adapter.savepoints import savepoint
 from callback_priority.adapter.settlement import Settlement
 from callback_priority.adapter.turn import Turn
 from callback_priority.core.classes import ServiceClass
-from callback_priority.core.units import SlotMicros
+from callback_priority.core.units import MICROSECONDS, SlotMicros
 from callback_priority.persistence import items
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 __all__ = ["HandOver"]
+
+log = logging.getLogger(__name__)
 
 
 class HandOver:
@@ -34,6 +37,7 @@ class HandOver:
         settlement: Settles what cannot run here.
         utcnow: The present.
         failed: Is told of what an executor raises.
+        living: Age of the last heartbeat from which this scheduler is taken for dead.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class HandOver:
         settlement: Settlement,
         utcnow: Callable[[], datetime],
         failed: Callable[[str, Exception], None],
+        living: timedelta,
     ) -> None:
+        self.living_us = round(living.total_seconds() * MICROSECONDS)
         self.in_flight = in_flight
         self.router = router
         self.settlement = settlement
@@ -63,9 +69,13 @@ class HandOver:
         refused: dict[UUID, str] = {}
         returned: list[UUID] = []
         self._enter(turn)
+        overtaken = self._overtaken(session, turn)
         for grant in turn.decision.grants:
             callback_id = grant.candidate.id
             if not isinstance(callback_id, UUID):
+                continue
+            if callback_id in overtaken:
+                self.in_flight.forget(CallbackKey(str(callback_id)))
                 continue
             label = str(grant.candidate.executor)
             try:
@@ -80,6 +90,22 @@ class HandOver:
             self.in_flight.ended(CallbackKey(str(each)) for each in (*refused, *returned))
             self._take_back(session, turn, refused, returned)
         return len(turn.granted) + sum(len(riding) for riding in turn.companions.values())
+
+    def _overtaken(self, session: Session, turn: Turn) -> set[UUID]:
+        """Callbacks that another scheduler has taken over since they were granted.
+
+        A process that was stopped for long after its commit may be taken for dead meanwhile. That is only looked for
+        where so much time has passed.
+        """
+        if self.in_flight.now_us() - turn.monotonic_us < self.living_us:
+            return set()
+        mine = {
+            item.callback_id for item in items.granted_items(session.connection(), self.settlement.job_id)
+        }
+        overtaken = set(turn.granted) - mine
+        if overtaken:
+            log.warning("%d callback(s) were taken over while this scheduler was held up", len(overtaken))
+        return overtaken
 
     def _enter(self, turn: Turn) -> None:
         """Enter the turn's grants in the ledger, task instances in the places that were granted to tasks."""

@@ -80,6 +80,10 @@ class InFlight:
         self.routed: set[Hashable] = set()
         """Callbacks of this library's that an executor was given and has not reported the end of; a slot can be
         free before that is reported."""
+        self.running: set[Hashable] = set()
+        """Callbacks that a worker has, as their executor said."""
+        self.abandoned: set[Hashable] = set()
+        """Callbacks of which an attempt was given up, whose end may be reported all the same."""
 
     def occupancy(self) -> Occupancy:
         """Count what is held now. O(slots in use)."""
@@ -150,6 +154,19 @@ class InFlight:
         for key in keys:
             self.ledger.release(key)
             self.connection_tests.pop(key, None)
+            self.running.discard(key)
+
+    def forget(self, key: CallbackKey) -> None:
+        """Another scheduler looks after this callback now: what was known of it here does not count."""
+        self.ended([key])
+        self.routed.discard(key)
+        self.abandoned.discard(key)
+
+    def is_late(self, key: CallbackKey) -> bool:
+        """Whether an end that is reported now may be that of an attempt given up before; asked once for each."""
+        late = key in self.abandoned and key in self.ledger
+        self.abandoned.discard(key)
+        return late
 
     def abandon(self, key: CallbackKey) -> None:
         """Free the slot of a callback whose end will not be reported, in its executor's own books too.
@@ -158,6 +175,7 @@ class InFlight:
         """
         hold = self.ledger.get(key)
         self.ended([key])
+        self.abandoned.add(key)
         executor = None if hold is None else self.by_label.get(hold.executor)
         if executor is None:
             return

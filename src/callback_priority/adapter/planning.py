@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from datetime import datetime
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 import attrs
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from callback_priority.adapter.inflight import InFlight, Occupancy
 
-__all__ = ["Aside", "PlanInput", "Router", "offered_pools", "snapshot_of", "without"]
+__all__ = ["Aside", "PlanInput", "Planned", "Router", "offered_pools", "snapshot_of", "without"]
 
 _NARROW: Final = Candidate()
 _ENDLESS: Final = 1 << 60
@@ -46,6 +47,7 @@ class PlanInput:
         flows: The flows, settled.
         pairs: Which classes wait in which pools.
         batch_size: The most callbacks that share a run.
+        alive_since: Of the classes whose callbacks have a time to live, when the oldest began to wait that still may run.
     """
 
     epoch_us: int
@@ -56,6 +58,12 @@ class PlanInput:
     flows: Mapping[FlowKey, FlowState]
     pairs: Sequence[Pair]
     batch_size: int = 1
+    alive_since: Mapping[ServiceClass, datetime] = attrs.field(factory=dict)
+
+    def may_run(self, head: Head) -> bool:
+        """Whether a callback's time to live has not passed."""
+        since = self.alive_since.get(head.service_class)
+        return since is None or head.enqueued_at >= since
 
     @property
     def free_slots(self) -> int:
@@ -65,11 +73,41 @@ class PlanInput:
 
 
 @attrs.frozen(kw_only=True)
+class Planned:
+    """What waits, as far as it could be granted.
+
+    Args:
+        snapshot: What is decided upon.
+        aside: Callbacks to set aside.
+        never: Callbacks that can never run, each with the reason.
+        outlived: Whether some were left out that have waited longer than their time to live.
+    """
+
+    snapshot: Snapshot
+    aside: list[Aside]
+    never: dict[UUID, str]
+    outlived: bool
+
+
+@attrs.frozen(kw_only=True)
 class Aside:
     """A callback that cannot run now, though it may later."""
 
     callback_id: UUID
     reason: str
+
+
+class Routable(Protocol):
+    """Says where a callback wants to run."""
+
+    @property
+    def callback_id(self) -> UUID: ...
+    @property
+    def dag_id(self) -> str: ...
+    @property
+    def pool(self) -> str: ...
+    @property
+    def executor(self) -> str | None: ...
 
 
 class _Wanted:
@@ -112,7 +150,7 @@ class Router:
         )
 
     def route(
-        self, session: Session, found: Iterable[Head]
+        self, session: Session, found: Iterable[Routable]
     ) -> tuple[dict[UUID, str], list[Aside], dict[UUID, str]]:
         """Find where callbacks can run.
 
@@ -165,24 +203,20 @@ class Router:
         return labels, aside, never
 
 
-def snapshot_of(
-    session: Session, plan: PlanInput, router: Router
-) -> tuple[Snapshot, list[Aside], dict[UUID, str]]:
+def snapshot_of(session: Session, plan: PlanInput, router: Router) -> Planned:
     """Read what waits, as much of it as could be granted, into a snapshot.
 
     Args:
         session: The critical section's session.
         plan: What is known already.
         router: Finds executors.
-
-    Returns:
-        The snapshot; callbacks to set aside; callbacks that can never run.
     """
     free = plan.free_slots
     pools = {name: _pool_slots(name, stats, plan.held) for name, stats in plan.pools.items()}
     open_pools = {name for name, slots in pools.items() if slots.open_slots is None or slots.open_slots > 0}
     open_pairs = {pair: free + 1 for pair in plan.pairs if free > 0 and pair[1] in open_pools}
-    found, labels, aside, never = _fetch(session, plan, router, open_pairs)
+    fetched = _fetch(session, plan, router, open_pairs)
+    found, labels = fetched.heads, fetched.labels
     waiting: dict[Pair, list[Candidate]] = {}
     batches: dict[Hashable, str] = {}
     for head in found:
@@ -197,8 +231,8 @@ def snapshot_of(
         shared = {pool for _, pool in waiting if pools[pool].open_slots is not None}
         tasks = _task_backlogs(session, plan.pools, shared, free)
     if batches and plan.batch_size > 1:
-        fetched = Counter((head.service_class, head.pool) for head in found)
-        whole = [pair for pair in waiting if fetched[pair] <= free]
+        sizes = Counter((head.service_class, head.pool) for head in found)
+        whole = [pair for pair in waiting if sizes[pair] <= free]
         if sum(map(len, waiting.values())) + sum(len(each.candidates) for each in tasks) > free:
             waiting |= {pair: _leading(waiting[pair], batches, plan.batch_size) for pair in whole}
     backlogs = [
@@ -215,7 +249,7 @@ def snapshot_of(
         executor_slots=plan.occupancy.free,
         flows=plan.flows,
     )
-    return snapshot, aside, never
+    return Planned(snapshot=snapshot, aside=fetched.aside, never=fetched.never, outlived=fetched.outlived)
 
 
 def _leading(
@@ -249,26 +283,43 @@ def _leading(
     return leading
 
 
-def _fetch(
-    session: Session, plan: PlanInput, router: Router, limits: dict[Pair, int]
-) -> tuple[list[Head], dict[UUID, str], list[Aside], dict[UUID, str]]:
+@attrs.frozen(kw_only=True)
+class _Fetched:
+    """Callbacks that could be granted next.
+
+    Args:
+        heads: In the order in which they go.
+        labels: Their executors' labels.
+        aside: To be set aside.
+        never: Can never run.
+        outlived: Whether some were left out that have waited for too long.
+    """
+
+    heads: list[Head]
+    labels: dict[UUID, str]
+    aside: list[Aside]
+    never: dict[UUID, str]
+    outlived: bool
+
+
+def _fetch(session: Session, plan: PlanInput, router: Router, limits: dict[Pair, int]) -> _Fetched:
     """The callbacks that could be granted next, and where they can run.
 
     A full executor must not hide what others could run. Where its callbacks fill the fetch and slots would
     stay empty for it, the fetch is done again without them. That needs an executor with fewer slots than the
     scheduler, so in most deployments there is one fetch.
-
-    Returns:
-        The callbacks in the order in which they go; executors' labels; to set aside; can never run.
     """
     found: dict[UUID, Head] = {}
     labels: dict[UUID, str] = {}
     aside: list[Aside] = []
     never: dict[UUID, str] = {}
     crowded: set[str | None] = set()
+    outlived = False
     while limits:
         fetched = heads(session.connection(), limits, passing_over=crowded)
-        new = [head for head in fetched if head.callback_id not in found]
+        unseen = [head for head in fetched if head.callback_id not in found]
+        new = [head for head in unseen if plan.may_run(head)]
+        outlived = outlived or len(new) < len(unseen)
         found |= {head.callback_id: head for head in new}
         routed = router.route(session, new)
         labels |= routed[0]
@@ -288,7 +339,7 @@ def _fetch(
         in_order.sort(
             key=lambda head: (CLASS_ORDER.index(head.service_class), head.pool, head.rank, head.callback_id)
         )
-    return in_order, labels, aside, never
+    return _Fetched(heads=in_order, labels=labels, aside=aside, never=never, outlived=outlived)
 
 
 def _pool_slots(

@@ -152,6 +152,17 @@ def _process_executor_events(
     return stock() if allocator is None else allocator.process_events(stock, executor, session)
 
 
+def _adopt_or_reset_orphaned_tasks(
+    original: Callable[..., int], runner: SchedulerJobRunner, *args: Any, **kwargs: Any
+) -> int:
+    """Airflow's own check first: it finds out which schedulers are dead."""
+    reset = original(runner, *args, **kwargs)
+    _start(runner)
+    if (allocator := _allocator(runner)) is not None:
+        allocator.take_over()
+    return reset
+
+
 def _handle_miss(original: Callable[..., None], deadline: Deadline, session: Session) -> None:
     """Note the callback that became pending: its item is written in the same transaction."""
     original(deadline, session)
@@ -179,6 +190,7 @@ REPLACEMENTS: Final[Mapping[str, Callable[..., Any]]] = {
     "_executable_task_instances_to_queued": _executable_task_instances_to_queued,
     "_enqueue_executor_callbacks": _enqueue_executor_callbacks,
     "_process_executor_events": _process_executor_events,
+    "adopt_or_reset_orphaned_tasks": _adopt_or_reset_orphaned_tasks,
     "handle_miss": _handle_miss,
     "_get_workloads_to_schedule": _get_workloads_to_schedule,
 }

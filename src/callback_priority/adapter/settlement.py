@@ -1,34 +1,39 @@
-"""When a worker is gone: what becomes of the callbacks that it was handed.
+"""When a run is over, or is taken for lost: what becomes of the callbacks that it was about.
 
-A routed callback's row says what the worker reported of it, and an executor's event says no more than that the
-worker has ended. Airflow's own method would write the event's state into the row of the callback that led the
-run, over a failure that was reported honestly, and would know nothing of its companions. So those events are
-taken out of the executor's buffer before Airflow sees them, and each callback of the run is settled by what its
-own row says:
+Of a callback that a worker took, its own row says how it ended: the worker reported it. An executor's event says no
+more than that the worker has ended. Airflow's own method would write the event's state into the row of the callback
+that led the run, over a failure that was reported honestly, and would know nothing of its companions. So those
+events are taken out of the executor's buffer before Airflow sees them, and each callback is settled by its rows:
 
 ====================================  ==========================================================================
 it ended                              its item is done
-it was started and did not end        it has failed: the worker died in it, and calling it again could do harm
-it was taken and not started          it waits again; after three workers it has failed
-no worker took the run                workers without this library fail like that, and so does a queue that no
-                                      worker serves: the Dag processor runs it, unless a part of its request has
-                                      been called already; then it is set aside and tried again, until its time
-                                      to live has passed
+it failed and is to be tried again    it waits for its next attempt
+it was started and did not end        the attempt is lost: it waits for its next, or has failed if that was its last
+it was taken and not started          the same, but it need not wait before it is tried again
+no worker took the run                of a routed callback: workers without this library fail like that, and so does a
+                                      queue that no worker serves: the Dag processor runs it, unless a part of its
+                                      request has been called already; then it is set aside and tried again, until its
+                                      time to live has passed. Of any other the attempt is lost
 ====================================  ==========================================================================
+
+A callback that was never taken by a worker that reports is Airflow's to settle, by the executor's event. In either
+case an event counts only for the scheduler that holds the callback's slot: one that was taken for dead, and wakes up,
+does not overrule the scheduler that took its callbacks over.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import attrs
-from airflow.configuration import conf
 from airflow.models.callback import CallbackKey
+from airflow.utils.state import CallbackState
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from callback_priority.adapter import callbacks, metrics
@@ -41,18 +46,9 @@ from callback_priority.policy.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["MOST_WORKERS", "GivenUp", "Settlement", "Withdrawal"]
+__all__ = ["DIED", "GivenUp", "Settlement", "Withdrawal"]
 
 log = logging.getLogger(__name__)
-
-MOST_WORKERS: Final = 3
-"""How many workers may end before a callback was called; one that kills them does not get a fourth."""
-
-MARGIN_SECONDS: Final = 120.0
-"""What a run may take beyond its time limits before it is taken for lost."""
-
-WAY_MARGIN_SECONDS: Final = 60.0
-"""How much longer than its token is valid a workload may be on its way, by clocks that differ."""
 
 NOT_TAKEN: Final = (
     "no worker took it: none serves its queue, or the one that was to run it ended first or is without "
@@ -111,104 +107,193 @@ class Settlement:
         in_flight: What its executors hold.
         settings: Limits and intervals.
         failed: Is told of failures of ours.
+        job_id: The scheduler's job.
     """
 
     def __init__(
-        self, in_flight: InFlight, settings: Settings, failed: Callable[[str, Exception], None]
+        self,
+        in_flight: InFlight,
+        settings: Settings,
+        failed: Callable[[str, Exception], None],
+        job_id: int,
     ) -> None:
         self.in_flight = in_flight
         self.settings = settings
         self.failed = failed
+        self.job_id = job_id
         self.owed: set[UUID] = set()
         """Runs that have ended and may not be settled: the transaction may yet be rolled back."""
 
-    @property
-    def longest_run(self) -> timedelta:
-        """How long a worker can take for a run, if its limits work: each unit that is killed costs a new load."""
-        settings = self.settings
-        each = settings.callback_load_limit_seconds + settings.callback_time_limit_seconds
-        return timedelta(seconds=MARGIN_SECONDS + each * settings.callback_batch_size)
+    def take_events(self, session: Session, executor: Any) -> list[CallbackKey]:
+        """Take the events of callbacks out of an executor's buffer of which Airflow's method knows too little.
 
-    @property
-    def longest_way(self) -> timedelta:
-        """How long a workload can be on its way to a worker: as long as Airflow has made its token valid."""
-        return timedelta(seconds=conf.getfloat("scheduler", "task_queued_timeout") + WAY_MARGIN_SECONDS)
-
-    def take_events(self, executor: Any) -> list[CallbackKey]:
-        """Take the events of routed callbacks out of an executor's buffer, before Airflow's method reads it.
+        Args:
+            session: The transaction in which Airflow writes the states.
+            executor: The executor.
 
         Returns:
-            Those whose worker has ended. That one runs is dropped: the worker says so itself, when it is true.
+            Those whose worker has ended, and whose rows say how they ended.
         """
-        found = [key for key in executor.event_buffer if key in self.in_flight.routed]
+        told = {key: event for key, event in executor.event_buffer.items() if isinstance(key, CallbackKey)}
+        if not told:
+            return []
+        standings = self._standings(session, told)
+        running: list[UUID] = []
+        names: dict[UUID, str] = {}
         ended = []
-        for key in found:
-            state, info = executor.event_buffer.pop(key)
-            if state in ENDED_NOT:
-                continue
-            self.in_flight.routed.discard(key)
-            log.debug("The worker of callback %s has ended: %s %s", key.id, state, info)
-            ended.append(key)
+        for key, (state, info) in told.items():
+            standing = standings.get(UUID(key.id))
+            if standing is None and key not in self.in_flight.routed:
+                continue  # nothing of it is known here: Airflow's alone
+            if standing is not None and standing.job_id != self.job_id:
+                executor.event_buffer.pop(key)
+                if state not in ENDED_NOT:
+                    self.in_flight.forget(key)
+                    log.info(
+                        "Callback %s is not held by this scheduler any more; its event %s is late",
+                        key.id,
+                        state,
+                    )
+            elif state in ENDED_NOT:
+                executor.event_buffer.pop(key)
+                if state == CallbackState.RUNNING:
+                    running.append(UUID(key.id))
+                    self.in_flight.running.add(key)
+                elif state == CallbackState.QUEUED and isinstance(info, str):
+                    names[UUID(key.id)] = info
+            elif self.in_flight.is_late(key):
+                executor.event_buffer.pop(key)
+                log.info("An earlier attempt of callback %s has ended: %s", key.id, state)
+            elif key in self.in_flight.routed or (standing is not None and standing.claimed):
+                executor.event_buffer.pop(key)
+                self.in_flight.routed.discard(key)
+                log.debug("The worker of callback %s has ended: %s %s", key.id, state, info)
+                ended.append(key)
         self.owed.update(UUID(key.id) for key in ended)
+        if running or names:
+            self._note(session, running, names)
         return ended
 
-    def settle(self, session: Session, leaders: Iterable[UUID], now: datetime) -> None:
-        """Write what became of the callbacks of runs whose worker has ended.
+    def _standings(self, session: Session, told: Iterable[CallbackKey]) -> dict[UUID, settling.Standing]:
+        """Where callbacks stand; of none if the database fails, and then memory has to do."""
+        try:
+            with savepoint(session.connection(), "callback_priority_events", reads_first=True):
+                return settling.standings(session.connection(), [UUID(key.id) for key in told])
+        except Exception as error:  # noqa: BLE001 - Airflow's own events must go on
+            self.failed("events", error)
+            return {}
 
-        Up to eleven statements for any number of runs, and a few for each request that no worker took.
+    def _note(self, session: Session, running: Sequence[UUID], names: Mapping[UUID, str]) -> None:
+        """Note what executors tell of callbacks on their way; losing it costs no more than a detail."""
+        try:
+            with savepoint(session.connection(), "callback_priority_underway"):
+                callbacks.to_running(session.connection(), running)
+                items.name_externally(session.connection(), names, self.job_id)
+        except Exception as error:  # noqa: BLE001 - as above
+            self.failed("events", error)
+
+    def settle(
+        self, session: Session, leaders: Iterable[UUID], now: datetime, *, lost: str | None = None
+    ) -> None:
+        """Write what became of the callbacks of runs that are over.
+
+        Up to a dozen statements for any number of runs, and a few for each request that no worker took.
 
         Args:
             session: A transaction that is to be committed.
             leaders: The callbacks that led the runs.
             now: The present.
+            lost: Why nothing more will be heard of them, where that is not the worker's doing; they then wait for
+                nothing before they are tried again.
         """
         connection = session.connection()
         leaders = set(leaders)
         ridden = settling.runs(connection, leaders)
         taken = {each.leader_id for each in ridden if each.claimed}
         done = [each.callback_id for each in ridden if each.ended]
-        again: list[UUID] = []
-        failed: dict[UUID, str] = {}
+        attempts: list[tuple[settling.Ridden, str, bool]] = []
         left: dict[UUID, list[UUID]] = {}
         for each in ridden:
             if each.ended:
                 continue
-            if each.started:
-                failed[each.callback_id] = DIED
-            elif each.leader_id not in taken:
+            if each.failed:
+                attempts.append((each, "it failed: its output says why", True))
+            elif each.started:
+                attempts.append((each, lost or DIED, lost is None))
+            elif each.leader_id in taken or lost is not None:
+                attempts.append((each, lost or "its worker ended before it ran", False))
+            elif each.request_id is not None:
                 left.setdefault(each.request_id, []).append(each.callback_id)
-            elif each.workers_lost + 1 >= MOST_WORKERS:
-                failed[each.callback_id] = f"the worker ended {each.workers_lost + 1} times before it ran"
             else:
-                again.append(each.callback_id)
-        for unknown in leaders - {each.callback_id for each in ridden}:
-            failed[unknown] = "nothing is known of how it ran"
+                attempts.append((each, NOT_TAKEN, True))
         items.mark_done(connection, done, now)
-        if failed:
-            callbacks.fail(connection, failed)
-            units.end_units(connection, failed, now)
-            items.mark_done(connection, failed, now, "failed: its output says why")
-            metrics.count("callbacks_failed", len(failed))
-        self._set_back(connection, again, worker_lost=True)
-        items.requeue(connection, again, "its worker ended before it ran")
+        self._try_again(connection, attempts, now)
         parked = [
             callback_id
             for request_id, ids in left.items()
             if self.withdraw(session, request_id, NOT_TAKEN) is not Withdrawal.DONE
             for callback_id in ids
         ]
-        self._set_back(connection, parked)
-        self._park(connection, parked, now, NOT_TAKEN)
+        if parked:
+            units.release(connection, parked)
+            callbacks.to_pending(connection, parked, even_running=True)
+            self._park(connection, parked, now, NOT_TAKEN)
+
+    def _try_again(
+        self, connection: Connection, attempts: Iterable[tuple[settling.Ridden, str, bool]], now: datetime
+    ) -> None:
+        """Let callbacks wait for their next attempt; fail those that have had their last.
+
+        Args:
+            connection: The transaction's.
+            attempts: How far each came, why it came no further, and whether it waits before it is tried again.
+            now: The present.
+        """
+        again: list[items.Lost] = []
+        failed: dict[UUID, str] = {}
+        for each, reason, waits in attempts:
+            failures = each.failures + 1
+            if not self.settings.tries_again(each.service_class, failures):
+                failed[each.callback_id] = (
+                    f"{reason} (attempt {failures}, its last)" if failures > 1 else reason
+                )
+                continue
+            delay = self.settings.retry_delay_seconds(each.service_class, failures, each.callback_id)
+            retry_at = now + timedelta(seconds=delay) if waits and delay else None
+            again.append(items.Lost(callback_id=each.callback_id, reason=reason, retry_at=retry_at))
+        if again:
+            ids = [each.callback_id for each in again]
+            units.release(connection, ids, even_started=True)
+            callbacks.to_pending(connection, ids, even_running=True)
+            items.try_again(connection, again)
+            metrics.count("callbacks_retried", len(again))
+        if failed:
+            callbacks.fail(connection, failed)
+            units.end_units(connection, failed, now)
+            items.mark_done(connection, failed, now, "failed: its output says why")
+            metrics.count("callbacks_failed", len(failed))
 
     def _park(self, connection: Any, ids: list[UUID], now: datetime, reason: str) -> None:
         retry_at = now + timedelta(seconds=self.settings.executor_retry_seconds)
         items.park(connection, ids, now=now, retry_at=retry_at, reason=reason)
 
-    @staticmethod
-    def _set_back(connection: Any, ids: list[UUID], *, worker_lost: bool = False) -> None:
-        if ids:
-            units.release(connection, ids, worker_lost=worker_lost)
-            callbacks.to_pending(connection, ids, even_running=True)
+    def expire(self, session: Session, reasons: Mapping[UUID, str], now: datetime) -> None:
+        """Fail callbacks that have become worthless, each with the reason; those that run by now are left alone.
+
+        Args:
+            session: A transaction that is to be committed.
+            reasons: The callbacks that wait, each with the reason.
+            now: The present.
+        """
+        connection = session.connection()
+        waiting = callbacks.lock_pending(connection, reasons)
+        if not waiting:
+            return
+        callbacks.fail(connection, {each: f"expired: it {reasons[each]}" for each in waiting})
+        units.end_units(connection, waiting, now)
+        items.mark_done(connection, waiting, now, "expired: its output says why")
+        metrics.count("callbacks_expired", len(waiting))
+        log.error("%d callback(s) have expired, e.g. %s: %s", len(waiting), waiting[0], reasons[waiting[0]])
 
     def give_up(self, session: Session, reasons: Mapping[UUID, str], now: datetime) -> GivenUp:
         """Have the Dag processor run those of the callbacks that it can; fail the others.

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from airflow.executors.local_executor import LocalExecutor
 from airflow.models.callback import Callback, CallbackKey
 from airflow.models.connection_test import ConnectionTestKey, ConnectionTestRequest
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
-from airflow.utils.net import get_hostname
 from airflow.utils.state import CallbackState, TaskInstanceState
 from sqlalchemy import Connection, select, union_all
 
 from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import InFlight
+from callback_priority.adapter.recovery import BATCH, Recovery
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.routing.units import batched
 from callback_priority.adapter.settlement import Settlement
-from callback_priority.persistence import items, references, requests, settling, sweep
-from callback_priority.persistence.enqueueing import NewItem, enqueue
+from callback_priority.persistence import items, journal, references, requests, sweep
+from callback_priority.persistence.enqueueing import NewItem, enqueue, record_granted
 from callback_priority.persistence.tables import item_table
 from callback_priority.policy.settings import Settings
 
@@ -35,8 +33,8 @@ __all__ = ["Upkeep"]
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 1_000
-"""The most rows that one step of upkeep changes, so that no transaction grows long."""
+UNPARK_SECONDS: Final = 1.0
+"""How often it is looked whether a callback's delay has passed: one probe of an index."""
 
 _TASK_HOLDS: Final = frozenset(
     {TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING}
@@ -45,26 +43,15 @@ _CALLBACK_HOLDS: Final = frozenset({CallbackState.QUEUED, CallbackState.RUNNING}
 _TEST_HOLDS: Final = frozenset({"queued", "running"})
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 class Upkeep:
     """The timers of one scheduler.
 
     Args:
         settings: The intervals.
         in_flight: What this scheduler's executors hold.
-        settlement: Settles runs whose end was missed, and what cannot run here.
+        settlement: Settles what cannot run here.
         clock: Seconds of a clock that never goes back.
-        job_id: The job of this scheduler, whose grants it looks after; ``None`` where it makes none.
-        living: Age of the last heartbeat from which a scheduler is taken for dead.
+        recovery: Settles what came to nothing; ``None`` where no slots are handed out.
     """
 
     def __init__(
@@ -73,23 +60,22 @@ class Upkeep:
         in_flight: InFlight,
         settlement: Settlement,
         clock: Callable[[], float],
-        job_id: int | None = None,
-        living: timedelta = timedelta(seconds=30),
+        recovery: Recovery | None = None,
     ) -> None:
         self.settings = settings
         self.in_flight = in_flight
         self.settlement = settlement
         self.clock = clock
-        self.job_id = job_id
-        self.living = living
+        self.recovery = recovery
         self.roused = 0
         self._sweep_at = clock()
         self._retry_at = clock()
+        self._unpark_at = clock()
         self._reconcile_at = clock() + settings.reconcile_interval_seconds
 
     def is_due(self) -> bool:
         """Whether `run` has something to do."""
-        return self.clock() >= min(self._sweep_at, self._retry_at)
+        return self.clock() >= min(self._sweep_at, self._retry_at, self._unpark_at)
 
     def sweep_soon(self) -> None:
         """Something was found that a sweep puts right: do it in this loop."""
@@ -121,9 +107,11 @@ class Upkeep:
                 prefix = f"expired after {self.settings.executor_time_to_live_seconds:g} s: "
                 reasons = {each: prefix + why.removeprefix(prefix) for each, why in expired.items()}
                 self.settlement.give_up(session, reasons, now).tell()
-            self.roused += items.unpark_due(connection, now, limit=BATCH)
             if items.any_triggered(connection):
                 self.roused += self.settlement.reroute_triggered(session, now, BATCH)
+        if clock >= self._unpark_at:
+            self._unpark_at = clock + UNPARK_SECONDS
+            self.roused += items.unpark_due(connection, now, limit=BATCH)
         if clock >= self._sweep_at:
             self._sweep_at = clock + self.settings.sweep_interval_seconds
             if self._sweep(session, now):
@@ -132,17 +120,35 @@ class Upkeep:
     def _sweep(self, session: Session, now: datetime) -> bool:
         """Bring items in line with Airflow's rows; returns whether there is more to do."""
         connection = session.connection()
-        self._take_back_lost(session, now)
+        stranded = 0
+        if self.recovery is not None:
+            stranded = self.recovery.take_over(session, now)
+            self.recovery.look_after_own(session, now)
+        outlived = self._expire(session, now)
         removed = sweep.remove_orphans(connection, limit=BATCH)
         settled = sweep.settle_foreign(connection, now=now, limit=BATCH)
         found = sweep.callbacks_without_item(connection, BATCH)
         self._enqueue(session, self._items_of(connection, found), now)
+        foreign = sweep.callbacks_granted_without_item(connection, BATCH)
+        record_granted(connection, self._items_of(connection, foreign), now=now)
         self.roused += settled.requeued + len(found)
         horizon = now - timedelta(seconds=self.settings.history_seconds)
         trimmed = sweep.trim_history(connection, finished_before=horizon, limit=BATCH)
         forgotten = requests.trim(connection, received_before=horizon, limit=BATCH)
+        told = journal.trim(connection, written_before=horizon, limit=BATCH)
         unknown = references.forget_unknown_dags(connection, limit=BATCH)
-        return max(removed, settled.done + settled.requeued, len(found), trimmed, forgotten, unknown) >= BATCH
+        changed = settled.done + settled.requeued
+        dealt_with = (stranded, outlived, removed, changed, len(found), len(foreign))
+        return max(*dealt_with, trimmed, forgotten, told, unknown) >= BATCH
+
+    def _expire(self, session: Session, now: datetime) -> int:
+        """Fail what has waited longer than its time to live; returns how many there were."""
+        lives = self.settings.callback_time_to_live_seconds
+        since = {cls: now - timedelta(seconds=seconds) for cls, seconds in lives.items()}
+        found = items.outlived(session.connection(), since, limit=BATCH)
+        reasons = {each: f"has waited longer than {lives[cls]:g} s" for each, cls in found.items()}
+        self.settlement.expire(session, reasons, now)
+        return len(found)
 
     def _items_of(self, connection: Connection, found: Sequence[sweep.PendingCallback]) -> list[NewItem]:
         """The items of callbacks without one; a routed callback's is what routing gave it."""
@@ -159,82 +165,6 @@ class Upkeep:
                     log.debug("The request of callback %s cannot be read", each.callback_id, exc_info=True)
             new.append(item)
         return new
-
-    def _take_back_lost(self, session: Session, now: datetime) -> None:
-        """Take up callbacks that were granted and are with no executor.
-
-        Those whose worker was reported gone, though what became of them could not be written then, are settled
-        now. So are runs that outlast their limits by far, or that no worker can take any more: their worker died
-        and nobody said so, or what was to reach one was lost. Any other reached no executor, since the hand-over failed, and is set back to pending: what reached one is in the
-        ledger until its end was reported, and that is written before this runs. So is what a scheduler that has
-        died left behind.
-        """
-        if self.job_id is None:
-            return
-        connection = session.connection()
-        with_leaders = {
-            item.callback_id: item.leader_id or item.callback_id
-            for item in items.granted_items(connection, self.job_id)
-        }
-        away = {
-            leader
-            for leader in with_leaders.values()
-            if CallbackKey(str(leader)) not in self.in_flight.ledger
-        }
-        ended = (away & self.settlement.owed) | self._abandon_lost(connection, now)
-        if ended:
-            self.settlement.settle(session, ended, now)
-        self.settlement.owed.clear()
-        lost = [each for each, leader in with_leaders.items() if leader in away - ended]
-        stranded = settling.stranded(
-            connection, living_since=now - self.living, own_job_id=self.job_id, limit=BATCH
-        )
-        if stranded:
-            log.warning("%d callback(s) wait again: the scheduler that granted them is gone", len(stranded))
-        if lost or stranded:
-            callbacks.to_pending(connection, [*lost, *stranded])
-
-    def _abandon_lost(self, connection: Connection, now: datetime) -> set[UUID]:
-        """Free the slots of runs whose end nobody will report; returns the callbacks that led them."""
-        overdue = settling.overdue_runs(
-            connection,
-            claimed_before=now - self.settlement.longest_run,
-            granted_before=now - self.settlement.longest_way,
-            living_since=now - self.living,
-            own_job_id=self.job_id or 0,
-            limit=BATCH,
-        )
-        killed = self._of_killed_workers(connection)
-        if overdue:
-            log.error("%d run(s) are lost: no worker took them, or has told of them, in time", len(overdue))
-        if killed:
-            log.error("%d run(s) are lost: their worker processes were killed", len(killed))
-        for each in {*overdue, *killed}:
-            try:
-                self.in_flight.abandon(CallbackKey(str(each)))
-            except Exception as error:  # noqa: BLE001 - an executor's own code; its rows are settled all the same
-                self.settlement.failed("abandon", error)
-        return {*overdue, *killed}
-
-    def _of_killed_workers(self, connection: Connection) -> list[UUID]:
-        """The runs that processes of a LocalExecutor of this scheduler took and that are gone, of which none tells.
-
-        A process that ends by itself has reported how its run ended before.
-        """
-        workers: dict[UUID, Mapping[int, object]] = {}
-        for hold in self.in_flight.ledger:
-            executor = self.in_flight.by_label.get(hold.executor)
-            if hold.key in self.in_flight.routed and isinstance(executor, LocalExecutor):
-                workers[UUID(str(getattr(hold.key, "id", "")))] = executor.workers
-        if not workers:
-            return []
-        here = get_hostname()
-        killed = []
-        for leader, worker in settling.workers_of(connection, workers).items():
-            host, _, pid = worker.rpartition(":")
-            if host == here and pid.isdigit() and int(pid) not in workers[leader] and not _is_alive(int(pid)):
-                killed.append(leader)
-        return killed
 
     def _enqueue(self, session: Session, new: Sequence[NewItem], now: datetime) -> None:
         enqueue(

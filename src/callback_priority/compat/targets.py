@@ -128,6 +128,13 @@ REPLACED: Final[Mapping[str, Target]] = {
             v32="0177a8109a11fbb9",
             v34="96decbd5c758dd68",
         ),
+        _target(
+            _RUNNER,
+            "adopt_or_reset_orphaned_tasks",
+            "4c72576995627d73",
+            v32="eaefa8b5091d49c4",
+            v34="a3d606ae6c42b816",
+        ),
         _target(_DEADLINE, "handle_miss", "f57cb65f1e69de2c", v32="159ad92284473dd0", v34="5bc6865b6d219e54"),
         _target(
             _EXECUTOR,

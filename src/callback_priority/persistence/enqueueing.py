@@ -111,9 +111,27 @@ def record_triggered(conn: Connection, items: Iterable[NewItem], *, now: datetim
     Returns:
         How many rows were written; an item that is still open is left as it is.
     """
-    now_us = round(now.timestamp() * MICROSECONDS)
-    changes = {"state": ItemState.TRIGGERED.value, "turn": None, "rank": now_us}
-    rows = [_row(item, now) | changes for item in items]
+    return _record(conn, items, now, state=ItemState.TRIGGERED.value)
+
+
+def record_granted(conn: Connection, items: Iterable[NewItem], *, now: datetime) -> int:
+    """Keep track of callbacks that somebody without this library gave to an executor. One statement.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        items: The callbacks; no scheduler is known to look after them.
+        now: The present, from which it is counted how long they take.
+
+    Returns:
+        How many rows were written; an item that is still open is left as it is.
+    """
+    return _record(conn, items, now, state=ItemState.GRANTED.value, granted_at=now, attempts=1)
+
+
+def _record(conn: Connection, items: Iterable[NewItem], now: datetime, **changes: Any) -> int:
+    """Write items that do not wait."""
+    rank = round(now.timestamp() * MICROSECONDS)
+    rows = [_row(item, now) | {"turn": None, "rank": rank} | changes for item in items]
     return write_rows(conn, item_table, _upsert_item(conn.dialect.name), rows)
 
 
@@ -143,6 +161,8 @@ def _row(item: NewItem, now: datetime) -> dict[str, Any]:
         "parked_at": None,
         "scheduler_job_id": None,
         "attempts": 0,
+        "failures": 0,
+        "external_id": None,
         "charge": 0,
         "batch": None if item.batch is None else storable(item.batch, BATCH_LENGTH),
         "leader_id": None,

@@ -21,26 +21,30 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Integer,
+    String,
     Text,
     Update,
     Uuid,
+    and_,
     bindparam,
     case,
     func,
     literal,
     null,
+    or_,
     select,
     update,
 )
 
 from callback_priority.core.classes import CALLBACK_CLASSES, ServiceClass
 from callback_priority.core.units import SlotMicros
-from callback_priority.persistence.statements import KEYS_PER_STATEMENT, PARTS_PER_STATEMENT, chunks
-from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table
+from callback_priority.persistence.statements import KEYS_PER_STATEMENT, PARTS_PER_STATEMENT, chunks, storable
+from callback_priority.persistence.tables import EXTERNAL_ID_LENGTH, ItemState, UtcDateTime, item_table
 
 __all__ = [
     "GrantedItem",
     "Item",
+    "Lost",
     "any_triggered",
     "expired",
     "granted_items",
@@ -48,9 +52,13 @@ __all__ = [
     "mark_decided",
     "mark_done",
     "mark_granted",
+    "name_externally",
+    "outlived",
     "park",
     "read_item",
     "requeue",
+    "take_over",
+    "try_again",
     "unpark_due",
 ]
 
@@ -68,6 +76,7 @@ class GrantedItem:
         granted_at: When it was granted.
         charge: What was booked for it then, in slot-microseconds.
         leader_id: The callback whose run it shares; ``None`` for one that holds a slot itself.
+        attempts: How often it was granted, this time included.
     """
 
     callback_id: UUID
@@ -76,6 +85,7 @@ class GrantedItem:
     granted_at: datetime
     charge: SlotMicros
     leader_id: UUID | None
+    attempts: int
 
 
 @attrs.frozen(kw_only=True)
@@ -102,9 +112,26 @@ class Item:
     parked_at: datetime | None
     scheduler_job_id: int | None
     attempts: int
+    failures: int
+    external_id: str | None
     charge: SlotMicros
     batch: str | None
     leader_id: UUID | None
+
+
+@attrs.frozen(kw_only=True)
+class Lost:
+    """An attempt that came to nothing.
+
+    Args:
+        callback_id: The callback.
+        reason: Why.
+        retry_at: When it is tried again; ``None`` for at once.
+    """
+
+    callback_id: UUID
+    reason: str
+    retry_at: datetime | None = None
 
 
 _IDS = bindparam("ids", type_=Uuid, expanding=True)
@@ -120,6 +147,7 @@ _GRANTED_VALUES: Final[Mapping[str, Any]] = {
     "turn": null(),
     "retry_at": null(),
     "reason": null(),
+    "external_id": null(),
     "attempts": _ITEM.attempts + 1,
 }
 
@@ -163,6 +191,7 @@ _PARK: Final = (
         scheduler_job_id=null(),
         granted_at=null(),
         leader_id=null(),
+        external_id=null(),
         charge=0,
     )
 )
@@ -176,8 +205,43 @@ _REQUEUE: Final = (
         scheduler_job_id=null(),
         granted_at=null(),
         leader_id=null(),
+        external_id=null(),
         charge=0,
     )
+)
+_RETRY: Final = (
+    update(item_table)
+    .where(_ITEM.callback_id == bindparam("id", type_=Uuid), _ITEM.state != ItemState.DONE.value)
+    .values(
+        state=bindparam("new_state", type_=String),
+        turn=null(),
+        retry_at=bindparam("new_retry_at", type_=UtcDateTime),
+        parked_at=null(),
+        reason=_REASON,
+        failures=_ITEM.failures + 1,
+        scheduler_job_id=null(),
+        granted_at=null(),
+        leader_id=null(),
+        external_id=null(),
+        charge=0,
+    )
+)
+_TAKE_OVER: Final = (
+    update(item_table)
+    .where(
+        or_(_ITEM.callback_id.in_(_IDS), _ITEM.leader_id.in_(_IDS)),
+        _ITEM.state == ItemState.GRANTED.value,
+    )
+    .values(scheduler_job_id=bindparam("job_id", type_=Integer))
+)
+_NAME: Final = (
+    update(item_table)
+    .where(
+        _ITEM.callback_id == bindparam("id", type_=Uuid),
+        _ITEM.state == ItemState.GRANTED.value,
+        _ITEM.scheduler_job_id == bindparam("job_id", type_=Integer),
+    )
+    .values(external_id=bindparam("new_external_id", type_=String))
 )
 _DUE: Final = (
     select(_ITEM.callback_id)
@@ -312,6 +376,54 @@ def requeue(conn: Connection, ids: Iterable[UUID], reason: str | None = None) ->
     return _change(conn, _REQUEUE, ids, {"new_reason": reason})
 
 
+def try_again(conn: Connection, lost: Iterable[Lost]) -> None:
+    """Count attempts that came to nothing; the callbacks wait for the next. One statement, sent for each of them.
+
+    A callback that waits for a retry is parked, which is not the parking whose time to live ends.
+    """
+    rows = [
+        {
+            "id": each.callback_id,
+            "new_state": (ItemState.WAITING if each.retry_at is None else ItemState.PARKED).value,
+            "new_retry_at": each.retry_at,
+            "new_reason": each.reason,
+        }
+        for each in sorted(lost, key=lambda each: each.callback_id)
+    ]
+    if rows:
+        conn.execute(_RETRY, rows)
+
+
+def take_over(conn: Connection, leaders: Iterable[UUID], job_id: int) -> int:
+    """Put callbacks, and those that share their runs, under the care of another scheduler.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        leaders: The callbacks that hold slots.
+        job_id: That scheduler.
+
+    Returns:
+        How many rows changed.
+    """
+    return _change(conn, _TAKE_OVER, leaders, {"job_id": job_id})
+
+
+def name_externally(conn: Connection, names: Mapping[UUID, str], job_id: int) -> None:
+    """Note what their executor's broker knows callbacks by; one statement, sent for each of them.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        names: The names, by callback; of one that the scheduler has not granted a slot none is noted.
+        job_id: The scheduler.
+    """
+    rows = [
+        {"id": callback_id, "job_id": job_id, "new_external_id": storable(name, EXTERNAL_ID_LENGTH)}
+        for callback_id, name in sorted(names.items())
+    ]
+    if rows:
+        conn.execute(_NAME, rows)
+
+
 def unpark_due(conn: Connection, now: datetime, limit: int = KEYS_PER_STATEMENT) -> int:
     """Let parked callbacks wait again whose time has come; one probe of an index if there are none.
 
@@ -325,6 +437,31 @@ def unpark_due(conn: Connection, now: datetime, limit: int = KEYS_PER_STATEMENT)
     """
     due = conn.scalars(_DUE, {"now": now, "most": limit}).all()
     return requeue(conn, due) if due else 0
+
+
+def outlived(
+    conn: Connection, started_before: Mapping[ServiceClass, datetime], *, limit: int = KEYS_PER_STATEMENT
+) -> dict[UUID, ServiceClass]:
+    """Find callbacks that have waited longer than their time to live; what becomes of them is the caller's.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        started_before: By class, the time at which those began to wait whose life ends now.
+        limit: The most to find in one call.
+
+    Complexity: reads all items that wait or are parked, of these classes.
+    """
+    if not started_before:
+        return {}
+    too_old = or_(
+        *(
+            and_(_ITEM.service_class == cls.value, _ITEM.enqueued_at < at)
+            for cls, at in started_before.items()
+        )
+    )
+    waits = _ITEM.state.in_([ItemState.WAITING.value, ItemState.PARKED.value])
+    found = conn.execute(select(_ITEM.callback_id, _ITEM.service_class).where(waits, too_old).limit(limit))
+    return {row.callback_id: ServiceClass(row.service_class) for row in found}
 
 
 def expired(conn: Connection, *, parked_before: datetime, limit: int = KEYS_PER_STATEMENT) -> dict[UUID, str]:
@@ -364,6 +501,7 @@ def granted_items(conn: Connection, job_id: int) -> list[GrantedItem]:
             granted_at=row.granted_at,
             charge=row.charge,
             leader_id=row.leader_id,
+            attempts=row.attempts,
         )
         for row in conn.execute(_GRANTED, {"job_id": job_id})
     ]

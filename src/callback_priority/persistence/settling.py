@@ -1,21 +1,25 @@
 """Queries for settling runs: what a worker reported of each callback that shared a run before it ended.
 
 A run is one callback that leads it and holds the slot, and its companions. The worker says of each when it takes
-it, starts it and how it ended (`callback_priority.persistence.units`); its executor only says that it is gone.
+it, starts it and how it ended (`callback_priority.persistence.units`), and now and then that it is still there; its
+executor only says that it is gone. A worker without this library says nothing, and then there is no unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import attrs
-from sqlalchemy import Connection, Integer, Select, Uuid, and_, bindparam, or_, select
+from sqlalchemy import Connection, Integer, Select, Uuid, and_, bindparam, exists, func, or_, select
 
+from callback_priority.core.classes import ServiceClass
 from callback_priority.persistence import units
 from callback_priority.persistence.airflow_tables import (
+    CALLBACK_PENDING,
+    CALLBACK_QUEUED,
     CALLBACK_TERMINAL,
     JOB_RUNNING,
     callback_table,
@@ -24,12 +28,24 @@ from callback_priority.persistence.airflow_tables import (
 from callback_priority.persistence.statements import KEYS_PER_STATEMENT, chunks
 from callback_priority.persistence.tables import ItemState, UtcDateTime, item_table, unit_table
 
-__all__ = ["Ridden", "lock_requests", "overdue_runs", "runs", "stranded", "workers_of"]
+__all__ = [
+    "Orphan",
+    "Ridden",
+    "Standing",
+    "lock_requests",
+    "orphans",
+    "pulses",
+    "runs",
+    "standings",
+    "unowned",
+    "workers_of",
+]
 
 _CALLBACK = callback_table.c
 _ITEM = item_table.c
 _UNIT = unit_table.c
 _IDS = bindparam("ids", type_=Uuid, expanding=True)
+_MOST = bindparam("most", type_=Integer)
 
 
 @attrs.frozen(kw_only=True)
@@ -39,20 +55,60 @@ class Ridden:
     Args:
         callback_id: Its key.
         leader_id: The callback that leads the run, possibly itself.
-        request_id: What Airflow asked to be called.
-        workers_lost: How many workers had taken it, or the run that it shared, and ended before they called it.
+        service_class: Its class.
+        request_id: What Airflow asked to be called; ``None`` for a callback that is no request's.
+        failures: How many of its attempts were lost or failed before.
         claimed: Whether a worker took it.
         started: Whether the worker began to call it.
+        failed: Whether the worker reported that it failed and is to be tried again.
         ended: Whether its end was reported, by the worker or by anybody else.
     """
 
     callback_id: UUID
     leader_id: UUID
-    request_id: UUID
-    workers_lost: int
+    service_class: ServiceClass
+    request_id: UUID | None
+    failures: int
     claimed: bool
     started: bool
+    failed: bool
     ended: bool
+
+
+@attrs.frozen(kw_only=True)
+class Standing:
+    """What an executor's event about a callback is held against.
+
+    Args:
+        job_id: The scheduler that has granted it a slot; ``None`` if it holds none.
+        claimed: Whether a worker took it and says itself how it ends.
+        state: Airflow's state of it.
+    """
+
+    job_id: int | None
+    claimed: bool
+    state: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Orphan:
+    """A callback that leads a run and whose scheduler is dead.
+
+    Args:
+        callback_id: Its key.
+        service_class: Its class.
+        pool: The pool of whose slots it holds one.
+        dag_id: Its Dag.
+        executor: The executor that it asks for.
+        external_id: What its executor's broker knows it by.
+    """
+
+    callback_id: UUID
+    service_class: ServiceClass
+    pool: str
+    dag_id: str
+    executor: str | None
+    external_id: str | None
 
 
 _MEMBERS: Final[Select[Any]] = select(_ITEM.callback_id, _ITEM.leader_id).where(
@@ -64,14 +120,23 @@ _MEMBERS: Final[Select[Any]] = select(_ITEM.callback_id, _ITEM.leader_id).where(
 _RIDDEN: Final[Select[Any]] = (
     select(
         _ITEM.callback_id,
-        _UNIT.workers_lost,
+        _ITEM.service_class,
+        _ITEM.failures,
         _UNIT.request_id,
         _UNIT.claimed_at,
         _UNIT.started_at,
         _UNIT.ended_at,
         _CALLBACK.state,
     )
-    .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
+    .outerjoin(unit_table, _UNIT.callback_id == _ITEM.callback_id)
+    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
+    .where(_ITEM.callback_id.in_(_IDS))
+)
+_STANDINGS: Final[Select[Any]] = (
+    select(
+        _ITEM.callback_id, _ITEM.state, _ITEM.scheduler_job_id, _UNIT.claimed_at, _CALLBACK.state.label("is")
+    )
+    .outerjoin(unit_table, _UNIT.callback_id == _ITEM.callback_id)
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
     .where(_ITEM.callback_id.in_(_IDS))
 )
@@ -89,38 +154,60 @@ _SIBLINGS: Final[Select[Any]] = (
 _WORKERS: Final[Select[Any]] = select(_UNIT.callback_id, _UNIT.worker).where(
     _UNIT.callback_id.in_(_IDS), _UNIT.claimed_at.is_not(None), _UNIT.worker.is_not(None)
 )
-_OVERDUE: Final[Select[Any]] = (
-    select(_ITEM.callback_id)
+_LEADER: Final = func.coalesce(_ITEM.leader_id, _ITEM.callback_id)
+_PULSES: Final[Select[Any]] = (
+    select(
+        _LEADER.label("leader"),
+        func.max(func.coalesce(_UNIT.heartbeat_at, _UNIT.claimed_at)).label("heard_at"),
+    )
     .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
     .where(
-        _ITEM.state == ItemState.GRANTED.value,
-        _ITEM.leader_id.is_(None),
-        or_(
-            and_(
-                _UNIT.claimed_at < bindparam("claimed_before", type_=UtcDateTime),
-                or_(_ITEM.scheduler_job_id == _OWN_JOB, _ITEM.scheduler_job_id.not_in(_LIVING)),
-            ),
-            and_(
-                _UNIT.claimed_at.is_(None),
-                _ITEM.granted_at < bindparam("granted_before", type_=UtcDateTime),
-                _ITEM.scheduler_job_id == _OWN_JOB,
-            ),
-        ),
+        or_(_ITEM.callback_id.in_(_IDS), _ITEM.leader_id.in_(_IDS)),
+        _UNIT.claimed_at.is_not(None),
     )
-    .limit(bindparam("most", type_=Integer))
+    .group_by(_LEADER)
 )
-_STRANDED: Final[Select[Any]] = (
-    select(_ITEM.callback_id)
-    .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
-    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
+_LED_BY = item_table.alias("led_by")
+_ORPHANS: Final[Select[Any]] = (
+    select(
+        _ITEM.callback_id,
+        _ITEM.service_class,
+        _ITEM.pool,
+        _ITEM.dag_id,
+        _ITEM.executor,
+        _ITEM.external_id,
+    )
     .where(
         _ITEM.state == ItemState.GRANTED.value,
         _ITEM.scheduler_job_id != _OWN_JOB,
         _ITEM.scheduler_job_id.not_in(_LIVING),
-        _UNIT.claimed_at.is_(None),
-        _CALLBACK.state == units.CALLBACK_QUEUED,
+        or_(
+            _ITEM.leader_id.is_(None),
+            # One that led it may have been deleted meanwhile.
+            ~exists().where(
+                _LED_BY.c.callback_id == _ITEM.leader_id, _LED_BY.c.state == ItemState.GRANTED.value
+            ),
+        ),
     )
-    .limit(bindparam("most", type_=Integer))
+    .limit(_MOST)
+    .with_for_update(of=item_table, skip_locked=True)
+)
+_UNOWNED: Final[Select[Any]] = (
+    select(_ITEM.callback_id)
+    .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
+    .where(
+        _ITEM.state == ItemState.GRANTED.value,
+        _ITEM.scheduler_job_id.is_(None),
+        or_(
+            and_(
+                _CALLBACK.state == CALLBACK_QUEUED,
+                _ITEM.granted_at < bindparam("queued_before", type_=UtcDateTime),
+            ),
+            _ITEM.granted_at < bindparam("running_before", type_=UtcDateTime),
+        ),
+    )
+    .limit(_MOST)
+    .with_for_update(of=item_table, skip_locked=True)
 )
 
 
@@ -141,10 +228,12 @@ def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
         Ridden(
             callback_id=row.callback_id,
             leader_id=led_by[row.callback_id],
-            request_id=row.request_id,
-            workers_lost=row.workers_lost,
+            service_class=ServiceClass(row.service_class),
+            request_id=None if row.request_id == row.callback_id else row.request_id,
+            failures=row.failures,
             claimed=row.claimed_at is not None,
             started=row.started_at is not None,
+            failed=row.claimed_at is not None and row.state == CALLBACK_PENDING,
             ended=row.ended_at is not None or row.state in CALLBACK_TERMINAL,
         )
         for piece in chunks(sorted(led_by), KEYS_PER_STATEMENT)
@@ -164,37 +253,6 @@ def lock_requests(conn: Connection, ids: Iterable[UUID]) -> None:
     units.lock(conn, wanted)
 
 
-def overdue_runs(
-    conn: Connection,
-    *,
-    claimed_before: datetime,
-    granted_before: datetime,
-    living_since: datetime,
-    own_job_id: int,
-    limit: int,
-) -> list[UUID]:
-    """The leaders of runs of which nobody will hear any more, though nobody reported their end.
-
-    A scheduler that lives looks after its own: its executor may count what is lost as running.
-
-    Args:
-        conn: Connection to Airflow's metadata database.
-        claimed_before: Runs that a worker took since then may still be going on.
-        granted_before: Runs that were granted since then, and that no worker took, may still be taken.
-        living_since: Schedulers without a heartbeat since then are taken for dead.
-        own_job_id: The scheduler that asks.
-        limit: The most to find in one call.
-    """
-    parameters = {
-        "living_since": living_since,
-        "claimed_before": claimed_before,
-        "granted_before": granted_before,
-        "own_job_id": own_job_id,
-        "most": limit,
-    }
-    return sorted(conn.scalars(_OVERDUE, parameters))
-
-
 def workers_of(conn: Connection, ids: Iterable[UUID]) -> dict[UUID, str]:
     """Which worker took each callback, as it named itself; those that none took are left out."""
     return {
@@ -204,11 +262,36 @@ def workers_of(conn: Connection, ids: Iterable[UUID]) -> dict[UUID, str]:
     }
 
 
-def stranded(conn: Connection, *, living_since: datetime, own_job_id: int, limit: int) -> list[UUID]:
-    """Callbacks that a scheduler granted which is dead now, and that no worker has taken.
+def standings(conn: Connection, ids: Collection[UUID]) -> dict[UUID, Standing]:
+    """What is known of callbacks that executors told of; those without an item are left out."""
+    return {
+        row.callback_id: Standing(
+            job_id=row.scheduler_job_id if row.state == ItemState.GRANTED.value else None,
+            claimed=row.claimed_at is not None,
+            state=row._mapping["is"],
+        )
+        for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
+        for row in conn.execute(_STANDINGS, {"ids": piece})
+    }
 
-    An executor in the scheduler's own process takes what it had queued with it. One with a broker may still
-    deliver it, and no harm is done: only one worker can take a callback.
+
+def pulses(conn: Connection, leaders: Iterable[UUID]) -> dict[UUID, datetime]:
+    """When the workers of runs were last heard of; one statement for up to 5,000 runs.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        leaders: The callbacks that lead the runs; those that no worker has taken, and those of workers that do not
+            report, are left out.
+    """
+    return {
+        row.leader: row.heard_at
+        for piece in chunks(sorted(leaders), KEYS_PER_STATEMENT)
+        for row in conn.execute(_PULSES, {"ids": piece})
+    }
+
+
+def orphans(conn: Connection, *, living_since: datetime, own_job_id: int, limit: int) -> list[Orphan]:
+    """The runs of schedulers that are dead, locked where the database can: of two that ask, each gets others.
 
     Args:
         conn: Connection to Airflow's metadata database.
@@ -217,4 +300,30 @@ def stranded(conn: Connection, *, living_since: datetime, own_job_id: int, limit
         limit: The most to find in one call.
     """
     parameters = {"living_since": living_since, "own_job_id": own_job_id, "most": limit}
-    return sorted(conn.scalars(_STRANDED, parameters))
+    found = [
+        Orphan(
+            callback_id=row.callback_id,
+            service_class=ServiceClass(row.service_class),
+            pool=row.pool,
+            dag_id=row.dag_id,
+            executor=row.executor,
+            external_id=row.external_id,
+        )
+        for row in conn.execute(_ORPHANS, parameters)
+    ]
+    return sorted(found, key=lambda orphan: orphan.callback_id)
+
+
+def unowned(
+    conn: Connection, *, queued_before: datetime, running_before: datetime, limit: int
+) -> list[UUID]:
+    """Callbacks that somebody without this library gave to an executor, and that take too long; locked as above.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        queued_before: Those that were seen first since then may still be on their way to a worker.
+        running_before: Those that were seen first since then may still run.
+        limit: The most to find in one call.
+    """
+    parameters = {"queued_before": queued_before, "running_before": running_before, "most": limit}
+    return sorted(conn.scalars(_UNOWNED, parameters))

@@ -32,6 +32,8 @@ from sqlalchemy import (
 
 from callback_priority.persistence.airflow_tables import (
     CALLBACK_PENDING,
+    CALLBACK_QUEUED,
+    CALLBACK_RUNNING,
     CALLBACK_TERMINAL,
     CALLBACK_TYPE_EXECUTOR,
     callback_table,
@@ -43,6 +45,7 @@ from callback_priority.persistence.tables import ItemState, UtcDateTime, item_ta
 __all__ = [
     "PendingCallback",
     "Settled",
+    "callbacks_granted_without_item",
     "callbacks_without_item",
     "remove_orphans",
     "settle_foreign",
@@ -62,7 +65,7 @@ _CALLBACK = callback_table.c
 
 @attrs.frozen(kw_only=True)
 class PendingCallback:
-    """A pending callback of Airflow's that has no open item.
+    """A callback of Airflow's that has no open item.
 
     Args:
         callback_id: Its key.
@@ -111,6 +114,20 @@ _WITHOUT_ITEM: Final[Select[Any]] = (
     )
     .limit(_most())
 )
+_UNRECORDED: Final[Select[Any]] = (
+    select(
+        _CALLBACK.id,
+        cast(_CALLBACK.data, Text).label("data"),
+        _CALLBACK.priority_weight,
+        _CALLBACK.created_at,
+    )
+    .where(
+        _CALLBACK.type == CALLBACK_TYPE_EXECUTOR,
+        _CALLBACK.state.in_([CALLBACK_QUEUED, CALLBACK_RUNNING]),
+        ~exists().where(_ITEM.callback_id == _CALLBACK.id, _ITEM.state != ItemState.DONE.value),
+    )
+    .limit(_most())
+)
 _ORPHANS: Final[Select[Any]] = (
     select(_ITEM.callback_id)
     .where(_ITEM.state.in_(OPEN), ~exists().where(_CALLBACK.id == _ITEM.callback_id))
@@ -124,6 +141,9 @@ _HAS_UNFINISHED_COMPANIONS: Final = exists().where(
     _COMPANIONS_CALLBACK.c.id == _COMPANION.c.callback_id,
     _COMPANIONS_CALLBACK.c.state.not_in(CALLBACK_TERMINAL),
 )
+_IS_CLAIMED: Final = exists().where(
+    unit_table.c.callback_id == _ITEM.callback_id, unit_table.c.claimed_at.is_not(None)
+)
 _FOREIGN: Final[Select[Any]] = (
     select(_ITEM.callback_id, _CALLBACK.state)
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
@@ -136,7 +156,8 @@ _FOREIGN: Final[Select[Any]] = (
             and_(
                 _ITEM.state == ItemState.GRANTED.value,
                 or_(
-                    _CALLBACK.state == CALLBACK_PENDING,
+                    # One that failed and is tried again is pending while others of its run go on.
+                    and_(_CALLBACK.state == CALLBACK_PENDING, ~_IS_CLAIMED),
                     # One that leads a run holds its slot until the last that shares the run has ended.
                     and_(_CALLBACK.state.in_(CALLBACK_TERMINAL), ~_HAS_UNFINISHED_COMPANIONS),
                 ),
@@ -162,6 +183,15 @@ def callbacks_without_item(conn: Connection, limit: int) -> list[PendingCallback
 
     Complexity: reads Airflow's whole ``callback`` table, which has no index beside its key.
     """
+    return _found(conn, _WITHOUT_ITEM, limit)
+
+
+def callbacks_granted_without_item(conn: Connection, limit: int) -> list[PendingCallback]:
+    """Executor callbacks that a scheduler without this library gave to an executor, in one statement; as above."""
+    return _found(conn, _UNRECORDED, limit)
+
+
+def _found(conn: Connection, statement: Select[Any], limit: int) -> list[PendingCallback]:
     found = [
         PendingCallback(
             callback_id=row.id,
@@ -169,7 +199,7 @@ def callbacks_without_item(conn: Connection, limit: int) -> list[PendingCallback
             priority_weight=row.priority_weight,
             created_at=row.created_at,
         )
-        for row in conn.execute(_WITHOUT_ITEM, {"most": limit})
+        for row in conn.execute(statement, {"most": limit})
     ]
     # Ordered here: for an order and a limit PostgreSQL would walk the key of the whole table.
     return sorted(found, key=lambda callback: callback.callback_id)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Uuid,
     bindparam,
+    case,
     cast,
     func,
     literal,
@@ -33,7 +34,7 @@ from callback_priority.persistence.airflow_tables import CALLBACK_PENDING, callb
 from callback_priority.persistence.statements import PARTS_PER_STATEMENT, chunks
 from callback_priority.persistence.tables import ItemState, item_table
 
-__all__ = ["Head", "Pair", "companions", "heads", "waiting_pairs"]
+__all__ = ["BATCH", "Head", "Pair", "companions", "heads", "waiting_pairs"]
 
 Pair = tuple[ServiceClass, str]
 """A class and the pool that its callback draws on."""
@@ -72,6 +73,11 @@ class Head:
     enqueued_at: datetime
     attempts: int
     batch: str | None
+
+
+BATCH: Final = case((_ITEM.failures == 0, _ITEM.batch)).label("batch")
+"""The batch of a callback that may share a run. One that came to nothing before goes alone: what ends its worker
+each time must not take others with it."""
 
 
 def _waiting_pairs_statement() -> Select[Any]:
@@ -181,7 +187,7 @@ def heads(
 
 @lru_cache(maxsize=2 * PARTS_PER_STATEMENT)
 def _heads_statement(pairs: int, *, passing_over: bool) -> Any:
-    columns = [_ITEM[field.name] for field in attrs.fields(Head)]
+    columns = [_ITEM[field.name] for field in attrs.fields(Head) if field.name != "batch"] + [BATCH]
     others = func.coalesce(_ITEM.executor, "").not_in(bindparam("passing_over", type_=String, expanding=True))
     parts = []
     for place in range(pairs):
@@ -203,7 +209,7 @@ def _heads_statement(pairs: int, *, passing_over: bool) -> Any:
 
 def companions(
     conn: Connection, leaders: Sequence[tuple[UUID, str]], limit: int, *, apart_from: Collection[UUID] = ()
-) -> dict[UUID, list[UUID]]:
+) -> dict[UUID, dict[UUID, int]]:
     """Who can share the runs of callbacks that are granted, in one statement for up to 128 batches.
 
     The waiting callbacks of a batch are dealt out in the order in which they go: several leaders of one batch
@@ -217,7 +223,7 @@ def companions(
         apart_from: Others that are granted too.
 
     Returns:
-        Those that ride along, by leader; leaders without any are left out.
+        Those that ride along, each with how often it was granted before, by leader; leaders without any are left out.
 
     Complexity: O(rows returned + batches * log items).
     """
@@ -225,7 +231,7 @@ def companions(
     for leader, batch in leaders:
         by_batch.setdefault(batch, []).append(leader)
     granted = sorted({*apart_from, *(leader for leader, _ in leaders)})
-    found: dict[UUID, list[UUID]] = {}
+    found: dict[UUID, dict[UUID, int]] = {}
     if limit <= 0:
         return found
     for piece in chunks(by_batch.items(), PARTS_PER_STATEMENT):
@@ -238,10 +244,10 @@ def companions(
             parameters[f"limit_{place}"] = limit * len(leading) if place < len(piece) else 0
         dealt: dict[str, int] = {}
         rows = conn.execute(_companions_statement(shape), parameters).all()
-        for callback_id, batch, _ in sorted(rows, key=lambda row: (row.rank, row.callback_id)):
+        for callback_id, batch, _, attempts in sorted(rows, key=lambda row: (row.rank, row.callback_id)):
             leading = by_batch[batch]
             place = dealt[batch] = dealt.get(batch, -1) + 1
-            found.setdefault(leading[place % len(leading)], []).append(callback_id)
+            found.setdefault(leading[place % len(leading)], {})[callback_id] = attempts
     return found
 
 
@@ -250,11 +256,12 @@ def _companions_statement(batches: int) -> Any:
     parts = []
     for place in range(batches):
         part = (
-            select(_ITEM.callback_id, _ITEM.batch, _ITEM.rank)
+            select(_ITEM.callback_id, _ITEM.batch, _ITEM.rank, _ITEM.attempts)
             .join(callback_table, callback_table.c.id == _ITEM.callback_id)
             .where(
                 _ITEM.batch == bindparam(f"batch_{place}", type_=String),
                 _ITEM.state == ItemState.WAITING.value,
+                _ITEM.failures == 0,
                 _ITEM.callback_id.not_in(bindparam("granted", type_=Uuid, expanding=True)),
                 callback_table.c.state == CALLBACK_PENDING,
             )
