@@ -148,6 +148,8 @@ class Ended(BaseModel):
     """What it returned or, if it failed, why; secrets are masked."""
     log: str | None
     """The end of its log, for ``callback-priority show``."""
+    lost: bool = False
+    """Whether it is no fault of its own: the worker was told to stop while it ran."""
 
 
 class Killed(BaseModel):

@@ -589,10 +589,10 @@ def test_without_a_run_nothing_runs(lab, status):
 
 def test_where_another_worker_is_at_the_run_it_waits(lab, monkeypatch):
     from callback_priority.protocol import BUSY, PREFIX
-    from callback_priority.worker import supervisor
+    from callback_priority.worker import claims
     from callback_priority.worker.calls import StartRefusedError
 
-    monkeypatch.setattr(supervisor, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "BUSY_SECONDS", 0.01)
     lab.failing("f", bodies="def f(context): ...\n")
     api = FakeExecutionApi(units=lab.orders())
     reasons = iter([BUSY, BUSY, "refused"])
@@ -629,9 +629,9 @@ def test_a_unit_that_cannot_be_asked_for_does_not_run(lab):
 
 
 def test_an_api_server_that_is_down_for_a_while_is_asked_again(lab, monkeypatch):
-    from callback_priority.worker import supervisor
+    from callback_priority.worker import claims
 
-    monkeypatch.setattr(supervisor, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "BUSY_SECONDS", 0.0)
     lab.failing("f", bodies="def f(context): ...\n")
     (order,) = lab.orders()
     path = f"/callback-priority/callbacks/{order.callback_id}/start"
@@ -649,9 +649,9 @@ def test_an_api_server_that_is_down_for_a_while_is_asked_again(lab, monkeypatch)
 
 
 def test_an_api_server_that_is_down_is_no_run(lab, monkeypatch):
-    from callback_priority.worker import supervisor
+    from callback_priority.worker import claims
 
-    monkeypatch.setattr(supervisor, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.0)
 
     def down(_request):
         raise httpx.ConnectError("down")
@@ -664,9 +664,12 @@ def test_an_api_server_that_is_down_is_no_run(lab, monkeypatch):
     assert not (lab.path / "loaded").exists()
 
 
-def test_an_end_that_cannot_be_told_is_told_later_or_raised(lab):
+def test_an_end_that_cannot_be_told_is_told_later_or_raised(lab, monkeypatch):
+    from callback_priority.worker import claims
     from callback_priority.worker.progress import UnreportedError
 
+    monkeypatch.setattr(claims, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.0)
     lab.failing("f", "g", bodies="def f(context): ...\ndef g(context): ...\n")
     first, second = orders = lab.orders()
     path = f"/callback-priority/callbacks/{first.callback_id}/units/{first.callback_id}/ended"

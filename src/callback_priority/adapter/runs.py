@@ -343,7 +343,7 @@ def end(
             return
     else:
         _require_open(unit)
-        if ended.state is UnitState.FAILED and (again := _again(unit, settings)):
+        if ended.state is UnitState.FAILED and (again := _again(unit, settings, lost=ended.lost)):
             output = f"{again}{ended.output or 'no reason was given'}"
             if not units.mark_attempt_failed(conn, unit_id, output=output, log=ended.log):
                 raise RunRefusedError(unit_id, "has ended meanwhile, and otherwise")
@@ -388,8 +388,8 @@ def _worker(asked: Start) -> str:
     return f"{asked.hostname}:{asked.pid}"
 
 
-def _again(unit: RunUnit, settings: Settings) -> str:
-    """What a unit's output begins with if it is tried again after a failure; empty if it is not.
+def _again(unit: RunUnit, settings: Settings, *, lost: bool) -> str:
+    """What a unit's output begins with if it is tried again after it failed or was lost; empty if it is not.
 
     Who grants without this library does not count failures. Then the same failure comes a second time, and is the last.
     """
@@ -397,11 +397,12 @@ def _again(unit: RunUnit, settings: Settings) -> str:
     if (
         cls is None
         or unit.item_state is not ItemState.GRANTED
-        or cls not in settings.callback_retry_on_failure
+        or not (lost or cls in settings.callback_retry_on_failure)
         or not settings.tries_again(cls, failures)
     ):
         return ""
-    again = f"attempt {failures} of {settings.callback_max_attempts[cls]} failed: "
+    became = "was lost" if lost else "failed"
+    again = f"attempt {failures} of {settings.callback_max_attempts[cls]} {became}: "
     return "" if (unit.output or "").startswith(again) else again
 
 

@@ -8,6 +8,7 @@ version, one module for each concern; they import Airflow and are imported by th
 from __future__ import annotations
 
 from callback_priority.compat.targets import (
+    ATTEMPT_TARGETS,
     FIXED_TRIGGER_TARGETS,
     KILLED_TARGETS,
     PARSE_TARGETS,
@@ -27,6 +28,7 @@ from callback_priority.compat.targets import (
 )
 
 __all__ = [
+    "ATTEMPT_TARGETS",
     "FIXED_TRIGGER_TARGETS",
     "KILLED_TARGETS",
     "PARSE_TARGETS",

@@ -22,6 +22,7 @@ from packaging.version import Version
 from callback_priority.fingerprint import fingerprint
 
 __all__ = [
+    "ATTEMPT_TARGETS",
     "FIXED_TRIGGER_TARGETS",
     "KILLED_TARGETS",
     "PARSE_TARGETS",
@@ -263,6 +264,25 @@ RUNTIME_TARGETS: Final[tuple[Target, ...]] = (
     _target(_LOG, "init_log_file", "663a42aabe70698b"),
 )
 """What running callbacks on a worker rests on; of 3.3.0 where there are two."""
+
+_SUBPROCESS: Final = (_CALLBACKS[0], "CallbackSubprocess")
+
+ATTEMPT_TARGETS: Final[tuple[Target, ...]] = (
+    _target(_CALLBACKS, "supervise_callback", "8f76f2a59a666b4c"),
+    _target(_CALLBACKS, "execute_callback", "a486d2cc646eef98"),
+    _target(_SUBPROCESS, "start", "368186455dd925df"),
+    _target(_SUBPROCESS, "wait", "a6eddca37036a663"),
+    _target(_SUBPROCESS, "_monitor_subprocess", "ccb2979a2c8fc2a5"),
+    _target(_WATCHED, "start", "1b11446abf460466", "c2a60ce0e15cd6bf"),
+    _target(_WATCHED, "kill", "da72da83457fe5c0", "d32eb94546eef871"),
+    _target(_WATCHED, "_register_pipe_readers", "e4c65841b8a46958"),
+    _target(_WATCHED, "_get_target_loggers", "c5df1aa0dfc69849"),
+    _target(_WATCHED, "_service_subprocess", "4f2543298aa6f0c5"),
+    _target(_WATCHED, "_check_subprocess_exit", "53046d0743ab49b8"),
+    _target(_SUPERVISOR, "process_log_messages_from_subprocess", "21c7654af1ee4461", "847900bce6b01396"),
+    _target(_SUPERVISOR, "_ensure_client", "ca671f076e9b8f18"),
+)
+"""What claiming the callbacks that Airflow's own code calls rests on; of 3.3.0 where there are two."""
 
 KILLED_TARGETS: Final[tuple[Target, ...]] = (
     _target(_ACTIVITY, "update_task_state_if_needed", "960f441601909120"),

@@ -1,7 +1,9 @@
 """Where the worker side enters Airflow: two functions, replaced once their modules are imported.
 
 - ``supervise_callback``, by which every executor's worker runs a callback: a routed one is handed to
-  `callback_priority.worker.supervisor`, every other one to Airflow's function as before.
+  `callback_priority.worker.supervisor`. Every other one goes to Airflow's function as before, by way of
+  `callback_priority.worker.attempts`, which asks the API server first whether it is this worker's to run, if this
+  worker's own configuration has ``mode = active``.
 - ``ActivitySubprocess.update_task_state_if_needed``, by which a task's supervisor sends a last state: before it,
   the API server is told of a process that is gone (`callback_priority.worker.killed`), if this worker's own
   configuration has ``mode = active`` and ``use_worker_callbacks`` set.
@@ -49,9 +51,12 @@ def uninstall() -> None:
     modules: dict[str, Any] = dict(sys.modules)
     if (original := _originals.pop(CALLBACK_MODULE, None)) is not None:
         modules[CALLBACK_MODULE].supervise_callback = original
+        if (attempts := modules.get("callback_priority.worker.attempts")) is not None:
+            attempts.uninstall()
     if (original := _originals.pop(TASK_MODULE, None)) is not None:
         modules[TASK_MODULE].ActivitySubprocess.update_task_state_if_needed = original
     _runtime_is_known.cache_clear()
+    _attempts_are_known.cache_clear()
     _tasks_are_known.cache_clear()
 
 
@@ -64,7 +69,9 @@ def _replace_callbacks(module: Any) -> None:
     def supervise_callback(*args: Any, **kwargs: Any) -> Any:
         from callback_priority.protocol import ENTRY  # noqa: PLC0415 - see the module's docstring
 
-        if kwargs.get("callback_path") != ENTRY or not _runtime_is_known():
+        if kwargs.get("callback_path") != ENTRY:
+            return _attempt(original, *args, **kwargs)
+        if not _runtime_is_known():
             return original(*args, **kwargs)
         from callback_priority.worker.supervisor import supervise  # noqa: PLC0415 - see the module's docstring
 
@@ -72,6 +79,17 @@ def _replace_callbacks(module: Any) -> None:
 
     _originals[CALLBACK_MODULE] = original
     module.supervise_callback = supervise_callback
+
+
+def _attempt(original: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        if not _is_active() or not _attempts_are_known():
+            return original(*args, **kwargs)
+        from callback_priority.worker import attempts  # noqa: PLC0415 - see the module's docstring
+    except Exception:
+        log.exception("callback-priority could not look at a callback; Airflow runs it as it is")
+        return original(*args, **kwargs)
+    return attempts.supervise(original, *args, **kwargs)
 
 
 def _replace_tasks(module: Any) -> None:
@@ -100,14 +118,20 @@ def _tell_of_killed(process: Any) -> None:
         log.exception("callback-priority could not look at an ended task process; Airflow goes on as it is")
 
 
+def _is_active() -> bool:
+    """Whether this worker's own configuration has schedulers with this library grant callbacks."""
+    return _configured("mode", "off") == "active"
+
+
 def _callbacks_move() -> bool:
     """Whether this worker's own configuration moves callbacks off the Dag processor."""
+    return _is_active() and _configured("use_worker_callbacks", "none") != "none"
+
+
+def _configured(option: str, default: str) -> str:
     from airflow.sdk.configuration import conf  # noqa: PLC0415 - see the module's docstring
 
-    def value(option: str, default: str) -> str:
-        return str(conf.get("callback_priority", option, fallback=default) or default).strip().lower()
-
-    return value("mode", "off") == "active" and value("use_worker_callbacks", "none") != "none"
+    return str(conf.get("callback_priority", option, fallback=default) or default).strip().lower()
 
 
 @functools.cache
@@ -116,6 +140,14 @@ def _runtime_is_known() -> bool:
     from callback_priority.compat import RUNTIME_TARGETS, differences  # noqa: PLC0415 - see the module's docstring
 
     return _known(differences(RUNTIME_TARGETS), "runs no callbacks on this worker")
+
+
+@functools.cache
+def _attempts_are_known() -> bool:
+    """Whether Airflow's code is what claiming callbacks of its own was made for; says so once if not."""
+    from callback_priority.compat import ATTEMPT_TARGETS, differences  # noqa: PLC0415 - see the module's docstring
+
+    return _known(differences(ATTEMPT_TARGETS), "claims no callbacks that Airflow calls on this worker")
 
 
 @functools.cache

@@ -7,13 +7,14 @@ Airflow would mask in a log, and nothing that a database refuses.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from typing import Any, Final
 
 from airflow.sdk._shared.secrets_masker import redact
 
-__all__ = ["LIMIT_BYTES", "describe_error", "describe_result", "masked"]
+__all__ = ["LIMIT_BYTES", "describe_error", "describe_exit", "describe_result", "masked"]
 
 LIMIT_BYTES: Final = 4_096
 """The longest output, in UTF-8."""
@@ -48,6 +49,22 @@ def describe_error(error: BaseException) -> str:
     return f"{masked(first, limit_bytes=room)}\n{masked(where)}"
 
 
+def describe_exit(code: int, doing: str) -> str:
+    """Why a process is gone that ended before its time.
+
+    Args:
+        code: Its exit code; a signal's number, negated, if that ended it.
+        doing: What it did then, as in "while it ...".
+
+    >>> describe_exit(-9, "while it slept")
+    'the process was killed by SIGKILL while it slept; the machine may have run out of memory'
+    """
+    if code >= 0:
+        return f"the process exited with code {code} {doing}"
+    hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
+    return f"the process was killed by {_signal_name(-code)} {doing}{hint}"
+
+
 def masked(text: str, *, limit_bytes: int = LIMIT_BYTES) -> str:
     """The text without secrets, without what PostgreSQL cannot store, and not too long.
 
@@ -71,6 +88,13 @@ def _redacted(value: Any) -> Any:
     value = redact(value)
     core = sys.modules.get(_CORE_MASKER)
     return value if core is None else core.redact(value)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _type_name(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from uuid import UUID
 
 import attrs
@@ -16,8 +17,10 @@ from structlog.typing import FilteringBoundLogger
 from callback_priority.errors import CallbackPriorityError
 from callback_priority.protocol import Ended, Run, UnitOrder, UnitState
 from callback_priority.worker import calls
+from callback_priority.worker.claims import in_time
 from callback_priority.worker.logs import UnitLogs
 from callback_priority.worker.output import masked
+from callback_priority.worker.pulse import Pulse
 
 __all__ = ["Progress", "UnreportedError"]
 
@@ -40,6 +43,7 @@ class Progress:
         process_log: The same, for those who log.
         waiting: The units that have not begun.
         current: The unit that runs.
+        pulse: Tells that this worker is still there.
         leader_failed: Whether the callback that the executor knows of has failed.
     """
 
@@ -49,6 +53,7 @@ class Progress:
     logs: UnitLogs
     process_log: FilteringBoundLogger
     waiting: list[UnitOrder]
+    pulse: Pulse
     current: UnitOrder | None = None
     leader_failed: bool = attrs.field(default=False, init=False)
     _unreported: list[tuple[UUID, Ended]] = attrs.field(factory=list, init=False)
@@ -67,7 +72,17 @@ class Progress:
             logs=logs,
             process_log=bound,
             waiting=list(run.units),
+            pulse=Pulse(client=client, callback_id=callback_id),
         )
+
+    def beat(self) -> bool:
+        """Tell that this worker is still there, if it is time; raises nothing.
+
+        Returns:
+            Whether the run is still this worker's, as far as it knows.
+        """
+        begun = [] if self.current is None else [self.current]
+        return self.pulse.beat([order.callback_id for order in (*begun, *self.waiting)])
 
     def begin(self, unit_id: UUID) -> bool:
         """Begin a unit, with its own log, if the API server lets it.
@@ -95,8 +110,14 @@ class Progress:
             return False
         return True
 
-    def end(self, state: UnitState, output: str | None) -> None:
-        """End the current unit: its last line, its report, its log."""
+    def end(self, state: UnitState, output: str | None, *, lost: bool = False) -> None:
+        """End the current unit: its last line, its report, its log.
+
+        Args:
+            state: How it ended.
+            output: What it returned or, if it failed, why.
+            lost: Whether it would have gone on but for its worker.
+        """
         order, self.current = self.current, None
         if order is None:
             return
@@ -104,7 +125,7 @@ class Progress:
         output = masked(output) if output else None
         level = logging.INFO if state is UnitState.SUCCESS else logging.ERROR
         self.process_log.log(level, "Callback ended", state=str(state), output=output)
-        report = Ended(state=state, output=output, log=_storable(self.logs.tail()))
+        report = Ended(state=state, output=output, log=_storable(self.logs.tail()), lost=lost)
         if order.callback_id == self.callback_id:
             self.leader_failed = state is UnitState.FAILED
         try:
@@ -114,6 +135,12 @@ class Progress:
             self._unreported.append((order.callback_id, report))
         self._upload_log(order)
         self.logs.close()
+
+    def abandon(self) -> None:
+        """Leave the run to whoever has it now; what ended before is still told."""
+        self.process_log.error("Callback stopped: its run was taken back from this worker")
+        self.current = None
+        self.waiting.clear()
 
     def fail(self, order: UnitOrder, reason: str) -> None:
         """Fail a unit that waits and will not come to run.
@@ -133,7 +160,7 @@ class Progress:
         unreported, self._unreported = self._unreported, []
         for unit_id, report in unreported:
             try:
-                self._report(unit_id, report)
+                in_time(partial(self._report, unit_id, report))
             except httpx.HTTPError as error:
                 raise UnreportedError(
                     f"the end of callback {unit_id} ({report.state}) could not be reported: {error}"

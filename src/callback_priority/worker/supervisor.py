@@ -2,8 +2,9 @@
 
 `supervise` stands where Airflow has ``supervise_callback``. It claims the run, forks a process that loads the Dag
 file and calls the callables (`callback_priority.worker.child`), serves its requests, and tells the API server when
-each unit begins and how it ended. If the process ends in the middle, or a unit exceeds its time limit and the
-process is killed for it, that unit fails and another process takes the rest.
+each unit begins and how it ended, and every now and then that it is still there. If the process ends in the middle,
+or a unit exceeds its time limit and the process is killed for it, that unit fails and another process takes the rest.
+If the run was taken back meanwhile, the process is stopped and nothing more is told of it: another worker has it.
 
 Time limits hold while the supervisor itself waits for the API server: an alarm then breaks off the wait.
 
@@ -27,7 +28,6 @@ from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import attrs
-import httpx
 import structlog
 from airflow.sdk._shared.logging.structlog import reconfigure_logger
 from airflow.sdk._shared.secrets_masker import reset_secrets_masker
@@ -49,8 +49,10 @@ from pydantic import BaseModel
 from callback_priority.errors import CallbackPriorityError
 from callback_priority.protocol import Run, UnitState
 from callback_priority.worker import calls, child
+from callback_priority.worker.claims import patiently
 from callback_priority.worker.logs import LineReader
 from callback_priority.worker.messages import Refused, RequestDecoder, UnitEnded, UnitStarting
+from callback_priority.worker.output import describe_exit
 from callback_priority.worker.progress import Progress
 
 __all__ = ["CallbackFailedError", "RunnerProcess", "StoppedError", "supervise"]
@@ -62,10 +64,6 @@ STOP_SECONDS: Final = 2.0
 
 BETWEEN_SECONDS: Final = 10.0
 """How long a process may take to end, or to come to its next unit, after a unit."""
-
-BUSY_SECONDS: Final = 5.0
-PATIENCE_SECONDS: Final = 60.0
-"""How long to wait before asking again for a run that another worker is at."""
 
 POLL_SECONDS: Final = 0.5
 """How often it is looked whether the process has ended, where no socket tells: its own children may hold them open."""
@@ -136,6 +134,7 @@ def supervise(
 
     Raises:
         StartRefusedError: The run is not to be had; nothing of the user's has run.
+        TakenBackError: The run was taken back while it went on.
         CallbackFailedError: The callback failed; its own row says why.
         UnreportedError: The end of a unit could not be told.
         StoppedError: The worker was told to stop.
@@ -165,25 +164,7 @@ def supervise(
 
 
 def _start(client: Client, callback_id: UUID) -> Run:
-    """Ask for a run, once no other worker is at it.
-
-    A broker may deliver a workload again while the first worker is at it, when its connection was lost. When this
-    worker ends, its executor tells the scheduler that the run is over; so it waits until that is true.
-
-    An API server that is busy or restarts gets `PATIENCE_SECONDS`: a worker that gives up looks to the scheduler like
-    one without this library.
-    """
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return calls.start(client, callback_id)
-        except calls.RunBusyError as busy:
-            log.info("Another worker is at this run", callback_id=str(callback_id), answer=str(busy))
-        except httpx.HTTPError as error:
-            if time.monotonic() > give_up_at:
-                raise
-            log.warning("The API server cannot be reached", callback_id=str(callback_id), error=str(error))
-        time.sleep(BUSY_SECONDS)
+    return patiently(callback_id, lambda: calls.start(client, callback_id))
 
 
 def _masking(logger: Any) -> Any:
@@ -197,8 +178,14 @@ def _carry_out(progress: Progress) -> None:
         waiting = len(progress.waiting)
         runner = RunnerProcess.start(client=progress.client, progress=progress)
         runner.watch()
+        if progress.pulse.taken_back:
+            progress.abandon()
+            raise calls.TakenBackError(
+                f"the run of callback {progress.callback_id} was taken back from this worker while it went on"
+            )
         if progress.current is not None:
-            progress.end(UnitState.FAILED, runner.reason(f"while it ran {progress.current.name}"))
+            reason = runner.reason(f"while it ran {progress.current.name}")
+            progress.end(UnitState.FAILED, reason, lost=runner.stopped_by is not None)
         if runner.failure is not None:
             raise runner.failure
         if runner.stopped_by is not None:
@@ -269,6 +256,8 @@ class RunnerProcess(WatchedSubprocess):
                     # With its sockets closed it is about to end.
                     poll = POLL_SECONDS if self._open_sockets else ENDING_POLL_SECONDS
                     self._service_subprocess(max_wait_time=min(left, poll))
+                    if not self.progress.beat():
+                        break
             except Exception as error:
                 # What arrived on a socket could not be read: nothing good can come from this process any more.
                 log.exception("The callback process cannot be understood", pid=self.pid)
@@ -291,10 +280,7 @@ class RunnerProcess(WatchedSubprocess):
         if self._nonsense is not None:
             return f"what the process sent could not be read {doing}: {self._nonsense}"
         code = int(self._exit_code) if self._exit_code is not None else -int(signal.SIGKILL)
-        if code < 0:
-            hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
-            return f"the process was killed by {_signal_name(-code)} {doing}{hint}"
-        return f"the process exited with code {code} {doing}"
+        return describe_exit(code, doing)
 
     def send_msg(
         self,
@@ -505,10 +491,3 @@ class RunnerProcess(WatchedSubprocess):
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
