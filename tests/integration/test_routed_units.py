@@ -15,7 +15,7 @@ from sqlalchemy import delete, update
 
 from callback_priority.adapter import settlement as settlement_module
 from callback_priority.adapter.routing import fallback
-from callback_priority.core.classes import ServiceClass
+from callback_priority.core.classes import CALLBACK_CLASSES, ServiceClass
 from callback_priority.persistence import items, settling, units
 from callback_priority.persistence.flows import read_state
 from callback_priority.persistence.tables import item_table, unit_table
@@ -23,7 +23,8 @@ from callback_priority.policy.settings import Mode, Settings
 from tests.support.routed import RoutedBench, Workers, read_units, set_state, withdrawn
 from tests.support.scheduler import START, Bench, FakeClock, LoopExecutor, Statements, scheduler
 
-ACTIVE = Settings(mode=Mode.ACTIVE)
+ACTIVE = Settings(mode=Mode.ACTIVE, callback_retry_delay_seconds=dict.fromkeys(CALLBACK_CLASSES, 0.0))
+AT_MOST_ONCE = attrs.evolve(ACTIVE, callback_max_attempts=dict.fromkeys(CALLBACK_CLASSES, 1))
 ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 TASK_CALLBACK, DAG_CALLBACK = ServiceClass.TASK_CALLBACK, ServiceClass.DAG_CALLBACK
 DEAD = "the worker ended while it ran"
@@ -236,7 +237,8 @@ def test_what_was_reported_is_what_stands(airflow_database, routed, event):
     assert len(allocator.ledger) == len(allocator.in_flight.routed) == 0
 
 
-def test_what_a_worker_died_in_has_failed_and_what_it_had_not_begun_runs_again(airflow_database, routed):
+def test_what_a_worker_died_in_runs_again_and_so_does_what_it_had_not_begun(airflow_database, routed):
+    """Each by itself: what ends its worker each time must not take others with it."""
     ids = routed.callbacks(4)
 
     def script(workers, leader, riding):
@@ -249,15 +251,35 @@ def test_what_a_worker_died_in_has_failed_and_what_it_had_not_begun_runs_again(a
 
     with at_work(1, script=script) as (run, workers, allocator):
         run(1)
-        assert states(routed.bench) == {"done": 2, "waiting": 2}
+        assert states(routed.bench) == {"done": 1, "waiting": 3}
+        assert routed.bench.callback_states() == {"success": 1, "pending": 3}
         assert {unit.claimed_at for unit in read_units().values() if unit.ended_at is None} == {None}
-        run(4)
-    assert workers.runs == [ids, ids[2:]]
-    assert routed.bench.callback_states() == {"success": 3, "failed": 1}
-    assert routed.bench.outputs()[ids[1]] == DEAD
-    assert [by_id(routed.bench)[each].attempts for each in ids] == [1, 1, 2, 2]
+        run(6)
+    assert workers.runs == [ids, *([each] for each in ids[1:])]
+    assert routed.bench.callback_states() == {"success": 4}
+    assert [by_id(routed.bench)[each].attempts for each in ids] == [1, 2, 2, 2]
+    assert [by_id(routed.bench)[each].failures for each in ids] == [0, 1, 1, 1]
     assert all(unit.ended_at is not None for unit in read_units().values())
     assert len(allocator.ledger) == 0
+
+
+def test_at_most_once_is_kept_where_it_is_asked_for(airflow_database, routed):
+    """What a worker died in has failed; what it had certainly not begun runs again all the same."""
+    ids = routed.callbacks(4)
+
+    def script(workers, leader, riding):
+        if len(workers.runs) > 1:
+            return workers.work(leader, riding)
+        workers.claim(leader, *riding)
+        workers.start(leader, riding[0])
+        workers.end(leader)
+        return "failed"
+
+    with at_work(1, script=script, settings=AT_MOST_ONCE) as (run, workers, _):
+        run(6)
+    assert workers.runs == [ids, *([each] for each in ids[2:])]
+    assert routed.bench.callback_states() == {"success": 3, "failed": 1}
+    assert routed.bench.outputs()[ids[1]] == f"{DEAD} (attempt 1 was its last)"
 
 
 def test_three_workers_may_end_before_it_runs_and_no_more(airflow_database, routed):
@@ -267,11 +289,14 @@ def test_three_workers_may_end_before_it_runs_and_no_more(airflow_database, rout
         workers.claim(leader, *riding)
         return "failed"
 
-    with at_work(1, script=script) as (run, workers, allocator):
-        run(10)
-    assert workers.runs == [ids] * 3
+    with at_work(1, script=script, settings=AT_MOST_ONCE) as (run, workers, allocator):
+        run(12)
+    assert workers.runs[0] == ids
+    assert sorted(workers.runs[1:]) == sorted([[each] for each in ids] * 2)
     assert routed.bench.callback_states() == {"failed": 2}
-    assert set(routed.bench.outputs().values()) == {"the worker ended 3 times before it ran"}
+    assert set(routed.bench.outputs().values()) == {
+        "its worker ended before it ran (attempt 3 was its last)"
+    }
     assert states(routed.bench) == {"done": 2}
     assert len(allocator.ledger) == 0
 
@@ -296,7 +321,7 @@ def test_only_workers_that_took_it_and_ended_are_counted(airflow_database, route
         run(6)
     assert workers.runs == [[ids[0]], *[[ids[1]]] * 7]
     assert routed.bench.callback_states() == {"success": 2}
-    assert [read_units()[each].workers_lost for each in ids] == [0, 2]
+    assert [by_id(routed.bench)[each].failures for each in ids] == [0, 2]
     assert by_id(routed.bench)[ids[1]].attempts == 7
 
 
@@ -332,7 +357,7 @@ def test_what_fails_and_what_goes_back_is_counted(airflow_database, routed, monk
             workers.start(leader)
         return "failed"
 
-    with at_work(1, script=script) as (run, _, _):
+    with at_work(1, script=script, settings=AT_MOST_ONCE) as (run, _, _):
         run(6)
     assert len(withdrawn()) == 4
     assert routed.bench.outputs().keys() == {*lost, *never}
@@ -428,7 +453,7 @@ def test_a_run_that_could_not_be_settled_is_by_the_next_sweep(airflow_database, 
     def broken(*_args):
         raise ValueError("broken on purpose")
 
-    with at_work(1, script=script) as (run, _, allocator):
+    with at_work(1, script=script, settings=AT_MOST_ONCE) as (run, _, allocator):
         with monkeypatch.context() as patch:
             patch.setattr(settling, "runs", broken)
             allocator.upkeep.sweep_soon = lambda: None
@@ -438,14 +463,14 @@ def test_a_run_that_could_not_be_settled_is_by_the_next_sweep(airflow_database, 
         del allocator.upkeep.sweep_soon
         allocator.upkeep.sweep_soon()
         run(1)
-        assert routed.bench.outputs()[ids[1]] == DEAD
+        assert routed.bench.outputs()[ids[1]] == f"{DEAD} (attempt 1 was its last)"
         run(3)
     assert routed.bench.callback_states() == {"success": 2, "failed": 1}
     assert states(routed.bench) == {"done": 3}
 
 
 def test_what_a_dead_scheduler_left_behind_is_granted_by_another(airflow_database, routed):
-    """Its executor's queue died with it. What a worker had taken stays with that worker."""
+    """Its executor's queue died with it. What a worker has stays with that worker."""
     from airflow.jobs.job import Job
     from airflow.utils.session import create_session
 
@@ -453,7 +478,7 @@ def test_what_a_dead_scheduler_left_behind_is_granted_by_another(airflow_databas
     left = routed.callbacks(3, batch="left", dag_id="other")
     with at_work(2, callback_loops=10**9) as (run, workers, dead):
         run(1)
-        workers.claim(*taken)
+        workers.claim(*taken, heartbeat_at=dead.utcnow())
         assert states(routed.bench) == {"granted": 5}
     with at_work(2) as (run, workers, allocator):
         run(2)
@@ -461,40 +486,52 @@ def test_what_a_dead_scheduler_left_behind_is_granted_by_another(airflow_databas
         with create_session() as session:
             session.get(Job, dead.runner.job.id).state = "failed"
         allocator.upkeep.sweep_soon()
-        run(4)
+        run(6)
         assert sorted(each for run_ids in workers.runs for each in run_ids) == left
         assert len(allocator.ledger) == 0
-    assert Counter(by_id(routed.bench)[each].state for each in taken) == {"granted": 2}
+    found = by_id(routed.bench)
+    assert Counter(found[each].state for each in taken) == {"granted": 2}
+    assert {found[each].scheduler_job_id for each in taken} == {allocator.runner.job.id}, "it is watched"
+    assert {found[each].failures for each in left} == {1}
 
 
 @ON_SQLITE
-def test_a_run_whose_end_nobody_reports_is_given_up_after_its_limits(airflow_database, routed):
+def test_a_run_whose_worker_falls_silent_is_given_up(airflow_database, routed):
+    """By the clock of the scheduler that watches it: as long as its sign changes, it is there."""
     ids = routed.callbacks(2)
-    with at_work(1, callback_loops=10**9) as (run, workers, allocator):
+    with at_work(1, callback_loops=10**9, settings=AT_MOST_ONCE) as (run, workers, allocator):
         run(2)
-        workers.claim(*ids)
+        workers.claim(*ids, heartbeat_at=START)
         workers.start(ids[0])
-        allocator.clock.seconds += 2 * allocator.settlement.longest_run.total_seconds()
+        for beats in range(1, 11):
+            allocator.clock.seconds += 61
+            run(1)
+            workers.beat(*ids, at=START + timedelta(seconds=beats))
+        assert states(routed.bench) == {"granted": 2}
+        allocator.clock.seconds += 61
         run(1)
-        assert routed.bench.outputs()[ids[0]] == DEAD
+        allocator.clock.seconds += allocator.recovery.silence_seconds
+        run(1)
+        assert routed.bench.outputs()[ids[0]] == f"{DEAD} (attempt 1 was its last)"
         assert {unit.claimed_at for unit in read_units().values() if unit.started_at is None} == {None}
         assert by_id(routed.bench)[ids[1]].leader_id is None
 
 
-def test_an_overdue_run_frees_the_executors_slot_too(airflow_database, routed):
+def test_a_silent_worker_does_not_keep_the_executors_slot(airflow_database, routed):
     """CeleryExecutor counts what it has heard nothing of as running, for ever."""
     ids = routed.callbacks(2, batch=None)
-    with at_work(1, callback_loops=10**9) as (run, workers, allocator):
+    with at_work(1, callback_loops=10**9, settings=AT_MOST_ONCE) as (run, workers, allocator):
         run(2)
         workers.claim(ids[0])
         workers.start(ids[0])
-        allocator.clock.seconds += 2 * allocator.settlement.longest_run.total_seconds()
-        run(1)
+        for seconds in (61, allocator.settings.callback_running_timeout_seconds):
+            allocator.clock.seconds += seconds
+            run(1)
         assert workers.executor.running == set()
         assert workers.executor.event_buffer == {}
         assert len(allocator.ledger) == 0
         assert allocator.in_flight.occupancy().free == {"0:_LoopExecutor": 1}
-        assert routed.bench.outputs()[ids[0]] == DEAD
+        assert routed.bench.outputs()[ids[0]] == f"{DEAD} (attempt 1 was its last)"
         run(1)
         assert workers.executor.order("callback") == ids
 
@@ -504,7 +541,7 @@ def test_what_was_lost_on_its_way_goes_back_to_the_dag_processor(airflow_databas
     ids = routed.callbacks(3)
     with at_work(1, callback_loops=10**9) as (run, workers, allocator):
         run(2)
-        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() - 10
+        allocator.clock.seconds += allocator.recovery.queued_seconds - 10
         run(1)
         assert states(routed.bench) == {"granted": 3}, "its token is still valid"
         allocator.clock.seconds += 61
@@ -522,7 +559,7 @@ def test_what_was_lost_on_its_way_is_set_aside_if_its_request_has_begun(airflow_
         run(2)
         workers.claim(ids[0])
         workers.start(ids[0])
-        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() + 1
+        allocator.clock.seconds += allocator.recovery.queued_seconds + 1
         run(1)
         found = by_id(routed.bench)
         assert [found[each].state for each in ids] == ["granted", "parked"]
@@ -539,7 +576,7 @@ def test_what_an_executor_never_dispatched_is_no_longer_in_its_queue(airflow_dat
     with at_work(1, takes=0) as (run, workers, allocator):
         run(2)
         assert len(workers.executor.queued_callbacks) == 1
-        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() + 1
+        allocator.clock.seconds += allocator.recovery.queued_seconds + 1
         run(1)
         assert workers.executor.queued_callbacks == {}
     assert len(withdrawn()) == 1
@@ -557,7 +594,7 @@ def test_an_executor_that_cannot_let_go_does_not_keep_it_from_being_settled(
             raise RuntimeError("broken on purpose")
 
         monkeypatch.setattr(workers.executor, "change_state", change_state)
-        allocator.clock.seconds += allocator.settlement.longest_way.total_seconds() + 1
+        allocator.clock.seconds += allocator.recovery.queued_seconds + 1
         run(1)
     assert withdrawn().keys() == set(ids)
 
@@ -612,30 +649,24 @@ def test_a_run_whose_local_process_was_killed_is_settled_by_the_next_sweep(airfl
     clock, executor = FakeClock(), Silent(parallelism=1)
     with (
         subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process,
-        scheduler(executor, settings=ACTIVE, clock=clock) as run,
+        scheduler(executor, settings=AT_MOST_ONCE, clock=clock) as run,
     ):
         allocator = run(2)._callback_priority
         with create_session() as session:
             worker = f"{get_hostname()}:{process.pid}"
             units.claim(session.connection(), dict.fromkeys(ids, "log"), worker=worker, now=clock.utcnow())
             units.mark_started(session.connection(), ids[0], clock.utcnow())
-        for executor.workers in ({process.pid: process}, {}):
-            clock.seconds += 61
-            run(1)
-            assert states(routed.bench) == {"granted": 2}
-        process.kill()
-        process.wait()
-        executor.workers = {process.pid: process}
         clock.seconds += 61
         run(1)
-        assert states(routed.bench) == {"granted": 2}, "its executor has not looked yet"
-        executor.workers = {}
+        assert states(routed.bench) == {"granted": 2}
+        process.kill()
+        process.wait()
         clock.seconds += 61
         run(1)
         assert len(allocator.ledger) == 0
-        assert routed.bench.outputs()[ids[0]] == DEAD
+        assert routed.bench.outputs()[ids[0]] == f"{DEAD} (attempt 1 was its last)"
         assert [by_id(routed.bench)[each].state for each in ids] == ["done", "waiting"]
-        assert read_units()[ids[1]].workers_lost == 1
+        assert by_id(routed.bench)[ids[1]].failures == 1
 
 
 @pytest.mark.parametrize("backend", ["postgresql"], indirect=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -154,10 +155,16 @@ class Workers:
         with create_session() as session:
             return action(session.connection())
 
-    def claim(self, *ids: uuid.UUID) -> None:
-        """Take callbacks."""
+    def claim(self, *ids: uuid.UUID, heartbeat_at: datetime | None = None) -> None:
+        """Take callbacks; with a heartbeat, as a worker that goes on telling that it is there."""
         paths = dict.fromkeys(ids, "log")
-        self._in_a_transaction(lambda conn: units.claim(conn, paths, worker="here:1", now=START))
+        self._in_a_transaction(
+            lambda conn: units.claim(conn, paths, worker="here:1", now=START, heartbeat_at=heartbeat_at)
+        )
+
+    def beat(self, *ids: uuid.UUID, at: datetime) -> None:
+        """Tell that it is still there."""
+        self._in_a_transaction(lambda conn: units.beat(conn, ids, claimed_at=START, now=at))
 
     def start(self, *ids: uuid.UUID) -> None:
         """Begin to call them."""

@@ -37,7 +37,7 @@ from callback_priority.adapter.planning import Router
 from callback_priority.adapter.settlement import Settlement
 from callback_priority.core.units import MICROSECONDS, SlotMicros
 from callback_priority.persistence import items, settling
-from callback_priority.persistence.settling import Orphan
+from callback_priority.persistence.settling import Orphan, Pulse
 from callback_priority.policy.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Recovery:
         self.clock = clock
         self.job_id = job_id
         self.living = living
-        self._heard: dict[UUID, tuple[datetime, float]] = {}
+        self._heard: dict[UUID, tuple[Pulse, float]] = {}
 
     @property
     def queued_seconds(self) -> float:
@@ -121,11 +121,12 @@ class Recovery:
         pulses = settling.pulses(connection, [each.callback_id for each in found])
         labels, _, _ = self.router.route(session, found)
         adopted = self._adopt(found, labels)
-        heard_since = now - timedelta(seconds=self.silence_seconds)
         local = [each for each, label in labels.items() if self._is_local(label) and each in pulses]
         gone = self._of_dead_processes(connection, local)
         watched = {
-            each for each, heard_at in pulses.items() if heard_at >= heard_since and each not in gone
+            each
+            for each, pulse in pulses.items()
+            if now - pulse.heard_at <= timedelta(seconds=self._patience_seconds(pulse)) and each not in gone
         } - adopted
         items.take_over(connection, adopted | watched, self.job_id)
         for each in found:
@@ -209,16 +210,24 @@ class Recovery:
             callbacks.to_pending(connection, back)
             items.requeue(connection, back, "no executor had it")
 
-    def _silent(self, pulses: Mapping[UUID, datetime]) -> set[UUID]:
+    def _patience_seconds(self, pulse: Pulse) -> float:
+        """How long after its last sign a worker may still be there."""
+        return self.silence_seconds if pulse.beats else self.settings.callback_running_timeout_seconds
+
+    def _silent(self, pulses: Mapping[UUID, Pulse]) -> set[UUID]:
         """The runs whose worker's last sign has not changed for too long, as this process has watched it."""
         present = self.clock()
         self._heard = {
-            each: kept if (kept := self._heard.get(each)) and kept[0] == heard_at else (heard_at, present)
-            for each, heard_at in pulses.items()
+            each: kept if (kept := self._heard.get(each)) and kept[0] == pulse else (pulse, present)
+            for each, pulse in pulses.items()
         }
-        return {each for each, (_, since) in self._heard.items() if present - since >= self.silence_seconds}
+        return {
+            each
+            for each, (pulse, since) in self._heard.items()
+            if present - since >= self._patience_seconds(pulse)
+        }
 
-    def _in_local_workers(self, pulses: Mapping[UUID, datetime]) -> list[UUID]:
+    def _in_local_workers(self, pulses: Mapping[UUID, Pulse]) -> list[UUID]:
         return [
             UUID(hold.key.id)
             for hold in self.in_flight.ledger
@@ -243,7 +252,7 @@ class Recovery:
                 gone.add(leader)
         return gone
 
-    def _untaken(self, pulses: Mapping[UUID, datetime]) -> set[UUID]:
+    def _untaken(self, pulses: Mapping[UUID, Pulse]) -> set[UUID]:
         """Callbacks that were given to an executor long ago, and that no worker which reports has."""
         present = self.in_flight.now_us()
         late = present - round(self.queued_seconds * MICROSECONDS)

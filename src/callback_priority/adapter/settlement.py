@@ -9,7 +9,8 @@ events are taken out of the executor's buffer before Airflow sees them, and each
 it ended                              its item is done
 it failed and is to be tried again    it waits for its next attempt
 it was started and did not end        the attempt is lost: it waits for its next, or has failed if that was its last
-it was taken and not started          the same, but it need not wait before it is tried again
+it was taken and not started          the same, but it need not wait before it is tried again, and may be tried three
+                                      times in any case: it has not been called
 no worker took the run                of a routed callback: workers without this library fail like that, and so does a
                                       queue that no worker serves: the Dag processor runs it, unless a part of its
                                       request has been called already; then it is set aside and tried again, until its
@@ -55,6 +56,10 @@ NOT_TAKEN: Final = (
     "callback-priority"
 )
 DIED: Final = "the worker ended while it ran"
+UNBEGUN: Final = "its worker ended before it ran"
+
+MOST_UNBEGUN: Final = 3
+"""How often a callback is granted anew that has certainly not been called, whatever its attempts are limited to."""
 
 
 class Withdrawal(Enum):
@@ -98,6 +103,23 @@ def _by_reason(reasons: Mapping[UUID, str]) -> dict[str, list[UUID]]:
     for callback_id, reason in reasons.items():
         by_reason.setdefault(reason, []).append(callback_id)
     return by_reason
+
+
+@attrs.frozen
+class _Attempt:
+    """An attempt that came to nothing.
+
+    Args:
+        ridden: How far it came.
+        reason: Why it came no further.
+        waits: Whether a delay is due before the next.
+        begun: Whether the callback may have been called.
+    """
+
+    ridden: settling.Ridden
+    reason: str
+    waits: bool = attrs.field(default=True, kw_only=True)
+    begun: bool = attrs.field(default=True, kw_only=True)
 
 
 class Settlement:
@@ -156,7 +178,7 @@ class Settlement:
                     )
             elif state in ENDED_NOT:
                 executor.event_buffer.pop(key)
-                if state == CallbackState.RUNNING:
+                if state == CallbackState.RUNNING and key not in self.in_flight.routed:
                     running.append(UUID(key.id))
                     self.in_flight.running.add(key)
                 elif state == CallbackState.QUEUED and isinstance(info, str):
@@ -211,21 +233,21 @@ class Settlement:
         ridden = settling.runs(connection, leaders)
         taken = {each.leader_id for each in ridden if each.claimed}
         done = [each.callback_id for each in ridden if each.ended]
-        attempts: list[tuple[settling.Ridden, str, bool]] = []
+        attempts: list[_Attempt] = []
         left: dict[UUID, list[UUID]] = {}
         for each in ridden:
             if each.ended:
                 continue
             if each.failed:
-                attempts.append((each, "it failed: its output says why", True))
+                attempts.append(_Attempt(each, "it failed: its output says why"))
             elif each.started:
-                attempts.append((each, lost or DIED, lost is None))
-            elif each.leader_id in taken or lost is not None:
-                attempts.append((each, lost or "its worker ended before it ran", False))
+                attempts.append(_Attempt(each, lost or DIED, waits=lost is None))
+            elif each.leader_id in taken or (lost and each.request_id):
+                attempts.append(_Attempt(each, lost or UNBEGUN, waits=False, begun=False))
             elif each.request_id is not None:
                 left.setdefault(each.request_id, []).append(each.callback_id)
             else:
-                attempts.append((each, NOT_TAKEN, True))
+                attempts.append(_Attempt(each, lost or NOT_TAKEN, waits=lost is None))
         items.mark_done(connection, done, now)
         self._try_again(connection, attempts, now)
         parked = [
@@ -239,28 +261,22 @@ class Settlement:
             callbacks.to_pending(connection, parked, even_running=True)
             self._park(connection, parked, now, NOT_TAKEN)
 
-    def _try_again(
-        self, connection: Connection, attempts: Iterable[tuple[settling.Ridden, str, bool]], now: datetime
-    ) -> None:
-        """Let callbacks wait for their next attempt; fail those that have had their last.
-
-        Args:
-            connection: The transaction's.
-            attempts: How far each came, why it came no further, and whether it waits before it is tried again.
-            now: The present.
-        """
+    def _try_again(self, connection: Connection, attempts: Iterable[_Attempt], now: datetime) -> None:
+        """Let callbacks wait for their next attempt; fail those that have had their last."""
         again: list[items.Lost] = []
         failed: dict[UUID, str] = {}
-        for each, reason, waits in attempts:
-            failures = each.failures + 1
-            if not self.settings.tries_again(each.service_class, failures):
-                failed[each.callback_id] = (
-                    f"{reason} (attempt {failures}, its last)" if failures > 1 else reason
-                )
+        for each in attempts:
+            callback_id, service_class = each.ridden.callback_id, each.ridden.service_class
+            failures = each.ridden.failures + 1
+            may = self.settings.tries_again(service_class, failures) or (
+                not each.begun and failures < MOST_UNBEGUN
+            )
+            if not may:
+                failed[callback_id] = f"{each.reason} (attempt {failures} was its last)"
                 continue
-            delay = self.settings.retry_delay_seconds(each.service_class, failures, each.callback_id)
-            retry_at = now + timedelta(seconds=delay) if waits and delay else None
-            again.append(items.Lost(callback_id=each.callback_id, reason=reason, retry_at=retry_at))
+            delay = self.settings.retry_delay_seconds(service_class, failures, callback_id)
+            retry_at = now + timedelta(seconds=delay) if each.waits and delay else None
+            again.append(items.Lost(callback_id=callback_id, reason=each.reason, retry_at=retry_at))
         if again:
             ids = [each.callback_id for each in again]
             units.release(connection, ids, even_started=True)

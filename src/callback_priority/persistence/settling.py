@@ -30,6 +30,7 @@ from callback_priority.persistence.tables import ItemState, UtcDateTime, item_ta
 
 __all__ = [
     "Orphan",
+    "Pulse",
     "Ridden",
     "Standing",
     "lock_requests",
@@ -88,6 +89,19 @@ class Standing:
     job_id: int | None
     claimed: bool
     state: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Pulse:
+    """What was last heard of the worker that has a run.
+
+    Args:
+        heard_at: When.
+        beats: Whether it tells now and then that it is still there; an older release of this library does not.
+    """
+
+    heard_at: datetime
+    beats: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -158,7 +172,8 @@ _LEADER: Final = func.coalesce(_ITEM.leader_id, _ITEM.callback_id)
 _PULSES: Final[Select[Any]] = (
     select(
         _LEADER.label("leader"),
-        func.max(func.coalesce(_UNIT.heartbeat_at, _UNIT.claimed_at)).label("heard_at"),
+        func.max(_UNIT.claimed_at).label("claimed_at"),
+        func.max(_UNIT.heartbeat_at).label("heartbeat_at"),
     )
     .join(unit_table, _UNIT.callback_id == _ITEM.callback_id)
     .where(
@@ -275,16 +290,15 @@ def standings(conn: Connection, ids: Collection[UUID]) -> dict[UUID, Standing]:
     }
 
 
-def pulses(conn: Connection, leaders: Iterable[UUID]) -> dict[UUID, datetime]:
+def pulses(conn: Connection, leaders: Iterable[UUID]) -> dict[UUID, Pulse]:
     """When the workers of runs were last heard of; one statement for up to 5,000 runs.
 
     Args:
         conn: Connection to Airflow's metadata database.
-        leaders: The callbacks that lead the runs; those that no worker has taken, and those of workers that do not
-            report, are left out.
+        leaders: The callbacks that lead the runs; those that no worker has taken, as far as is known, are left out.
     """
     return {
-        row.leader: row.heard_at
+        row.leader: Pulse(heard_at=row.heartbeat_at or row.claimed_at, beats=row.heartbeat_at is not None)
         for piece in chunks(sorted(leaders), KEYS_PER_STATEMENT)
         for row in conn.execute(_PULSES, {"ids": piece})
     }
@@ -314,9 +328,7 @@ def orphans(conn: Connection, *, living_since: datetime, own_job_id: int, limit:
     return sorted(found, key=lambda orphan: orphan.callback_id)
 
 
-def unowned(
-    conn: Connection, *, queued_before: datetime, running_before: datetime, limit: int
-) -> list[UUID]:
+def unowned(conn: Connection, *, queued_before: datetime, running_before: datetime, limit: int) -> list[UUID]:
     """Callbacks that somebody without this library gave to an executor, and that take too long; locked as above.
 
     Args:
