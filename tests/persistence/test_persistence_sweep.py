@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
-from functools import partial
 
 import pytest
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -13,7 +12,7 @@ from callback_priority.core.classes import ServiceClass
 from callback_priority.persistence import items, requests, settling, status, sweep, units
 from callback_priority.persistence.enqueueing import NewItem, enqueue, record_triggered
 from callback_priority.persistence.tables import ItemState, item_table, unit_table
-from tests.persistence.conftest import callback, job
+from tests.persistence.conftest import callback
 
 DEADLINE = ServiceClass.DEADLINE
 
@@ -134,50 +133,13 @@ def test_a_run_is_read_as_far_as_it_came(conn: Connection, now: datetime, sent: 
     sent.clear()
     found = {each.callback_id: each for each in settling.runs(conn, [ids[0], ids[5]])}
     assert len(sent) == 4
-    assert sorted(found) == ids[:3], "what is done is of no run, and what has no unit is unknown"
-    assert {each.leader_id for each in found.values()} == {ids[0]}
+    assert sorted(found) == [*ids[:3], ids[5]], "what is done is of no run"
+    assert {found[each].leader_id for each in ids[:3]} == {ids[0]}
+    assert (found[ids[0]].request_id, found[ids[5]].request_id) == (request, None)
+    assert not found[ids[5]].claimed, "of what has no unit no worker tells"
     facts = [(found[each].claimed, found[each].started, found[each].ended) for each in ids[:3]]
     assert facts == [(True, True, True), (True, False, False), (False, False, False)]
     assert requests.requests_of(conn, ids) == dict.fromkeys(ids[:5], request)
-
-
-def test_a_run_is_overdue_by_when_it_was_taken(conn: Connection, now: datetime) -> None:
-    ids = pending(conn, now, 4)
-    wait(conn, ids, now)
-    for each in ids:
-        unit(conn, each, uuid.uuid4())
-    items.mark_granted(conn, [ids[0], ids[2]], now=now, job_id=1, charges={})
-    items.mark_companions(conn, {ids[0]: ids[1:2]}, now=now, job_id=1)
-    units.claim(conn, dict.fromkeys(ids[:2], "log"), worker="here:1", now=now)
-    units.claim(conn, {ids[2]: "log"}, worker="here:1", now=now + timedelta(seconds=5))
-    units.claim(conn, {ids[3]: "log"}, worker="here:1", now=now)
-    overdue = partial(
-        settling.overdue_runs, conn, granted_before=now, living_since=now, own_job_id=1, limit=9
-    )
-    assert overdue(claimed_before=now) == []
-    assert overdue(claimed_before=now + timedelta(seconds=1)) == ids[:1]
-    assert overdue(claimed_before=now + timedelta(seconds=9)) == [ids[0], ids[2]]
-    assert overdue(claimed_before=now + timedelta(seconds=9), own_job_id=2) == [ids[0], ids[2]]
-    conn.execute(insert(job).values(id=1, state="running", latest_heartbeat=now))
-    assert overdue(claimed_before=now + timedelta(seconds=9), own_job_id=2) == [], "it looks after its own"
-    assert settling.workers_of(conn, ids) == dict.fromkeys(ids, "here:1")
-
-
-def test_a_run_that_no_worker_took_is_overdue_by_when_it_was_granted(conn: Connection, now: datetime) -> None:
-    ids = pending(conn, now, 4)
-    wait(conn, ids, now)
-    for each in ids[:3]:
-        unit(conn, each, uuid.uuid4())
-    items.mark_granted(conn, [ids[0], ids[3]], now=now, job_id=1, charges={})
-    items.mark_companions(conn, {ids[0]: ids[1:2]}, now=now, job_id=1)
-    overdue = partial(
-        settling.overdue_runs, conn, claimed_before=now + timedelta(days=9), living_since=now, limit=9
-    )
-    later = now + timedelta(seconds=1)
-    assert overdue(granted_before=now, own_job_id=1) == []
-    assert overdue(granted_before=later, own_job_id=2) == []
-    assert overdue(granted_before=later, own_job_id=1) == ids[:1]
-    assert settling.workers_of(conn, ids) == {}
 
 
 def test_whoever_settles_locks_whole_requests(conn: Connection, now: datetime) -> None:

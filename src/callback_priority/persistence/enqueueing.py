@@ -137,7 +137,8 @@ def _record(conn: Connection, items: Iterable[NewItem], now: datetime, **changes
 
 @lru_cache(maxsize=4)
 def _upsert_item(dialect: str) -> Insert:
-    return upsert(item_table, dialect, only_when=("state", ItemState.DONE.value))
+    # Grants are counted on, so that no two are the same attempt.
+    return upsert(item_table, dialect, only_when=("state", ItemState.DONE.value), keeping=["attempts"])
 
 
 def _row(item: NewItem, now: datetime) -> dict[str, Any]:

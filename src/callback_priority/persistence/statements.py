@@ -40,19 +40,24 @@ def storable(text: str, length: int | None = None) -> str:
     return text.replace("\0", "").encode(errors="replace").decode()[:length]
 
 
-def upsert(target: Table, dialect: str, *, only_when: tuple[str, Any] | None = None) -> Insert:
-    """Build an insert that replaces every column of a row that has the same key.
+def upsert(
+    target: Table, dialect: str, *, only_when: tuple[str, Any] | None = None, keeping: Sequence[str] = ()
+) -> Insert:
+    """Build an insert that replaces the columns of a row that has the same key.
 
     Args:
         target: The table.
         dialect: Name of the database's dialect.
+        keeping: Columns that an existing row keeps.
         only_when: A column and a value: an existing row is left alone unless the column has that value.
 
     Raises:
         NotImplementedError: For a database that Airflow does not support either.
     """
     keys = [column.name for column in target.primary_key.columns]
-    names = [column.name for column in target.columns if not column.primary_key]
+    names = [
+        column.name for column in target.columns if not column.primary_key and column.name not in keeping
+    ]
     condition = None if only_when is None else target.c[only_when[0]] == only_when[1]
     if dialect in ("mysql", "mariadb"):
         into_mysql = mysql.insert(target)
