@@ -604,9 +604,7 @@ def test_what_a_dead_triggerer_left_and_no_other_takes_goes_to_a_worker(triggere
     assert rows(Trigger.__table__) == [], "a triggerer that was thought dead drops what has no trigger"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "rerouted"), [(0, False), (31, False), (89, False), (91, True)], ids=str
-)
+@pytest.mark.parametrize(("seconds", "rerouted"), [(0, False), (31, False), (89, False), (91, True)], ids=str)
 @ON_SQLITE
 def test_a_triggerer_is_given_up_a_minute_after_airflows_threshold(triggerer, seconds, rerouted):
     taken_and_left_behind(triggerer)
@@ -673,7 +671,8 @@ def test_what_failed_on_the_triggerer_is_tried_again_where_its_class_is(triggere
 
 @ON_SQLITE
 @pytest.mark.parametrize(
-    "options", [{"callback_retry_on_failure": "all", "callback_max_attempts": "1"}, {"callback_max_attempts": "9"}]
+    "options",
+    [{"callback_retry_on_failure": "all", "callback_max_attempts": "1"}, {"callback_max_attempts": "9"}],
 )
 def test_what_failed_on_the_triggerer_stays_failed_otherwise(triggerer, option, routing, options):
     for name, value in options.items():
