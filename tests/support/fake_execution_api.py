@@ -146,6 +146,10 @@ class FakeExecutionApi:
         tokens: The token of each call, in order.
         refuse_running: Units that are not to run, with the status that says so.
         refuse_start: The status that refuses the run.
+        ours: Whether a callback that Airflow's own code calls is the worker's.
+        attempted: What was said of it.
+        beats: The units that each heartbeat named.
+        refuse_beats: From which heartbeat on the run is the worker's no more.
     """
 
     units: Sequence[UnitOrder]
@@ -161,6 +165,10 @@ class FakeExecutionApi:
     requests: list[tuple[str, str]] = attrs.field(factory=list)
     refuse_running: dict[uuid.UUID, int] = attrs.field(factory=dict)
     refuse_start: int | None = None
+    ours: bool = True
+    attempted: dict[str, Any] = attrs.field(factory=dict)
+    beats: list[list[str]] = attrs.field(factory=list)
+    refuse_beats: int | None = None
 
     @property
     def leader(self) -> uuid.UUID:
@@ -204,6 +212,16 @@ class FakeExecutionApi:
             return httpx.Response(
                 200, text=self.run().model_dump_json(), headers={"Refreshed-API-Token": "run-token"}
             )
+        if path == f"{PREFIX}/callbacks/{self.leader}/attempt":
+            self.told.append(("attempt", str(self.leader)))
+            self.attempted = json.loads(request.content)
+            headers = {"Refreshed-API-Token": "run-token"} if self.ours else {}
+            return httpx.Response(200, json={"ours": self.ours}, headers=headers)
+        if path == f"{PREFIX}/callbacks/{self.leader}/heartbeat":
+            self.beats.append(json.loads(request.content)["units"])
+            if self.refuse_beats is not None and len(self.beats) >= self.refuse_beats:
+                return httpx.Response(409, json={"detail": {"reason": "refused", "message": "taken back"}})
+            return httpx.Response(204)
         prefix = f"{PREFIX}/callbacks/{self.leader}/units/"
         if path.startswith(prefix):
             unit, _, action = path.removeprefix(prefix).partition("/")

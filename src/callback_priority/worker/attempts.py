@@ -45,6 +45,9 @@ __all__ = ["Attempt", "AttemptProcess", "supervise", "uninstall"]
 
 log = structlog.get_logger(logger_name="callback_priority.worker")
 
+POLL_SECONDS: Final = 0.5
+"""How often it is looked whether the process has ended, where no socket tells; Airflow looks every five seconds."""
+
 STOP_SECONDS: Final = 2.0
 """How long a process may take to end after a SIGTERM, before it is killed."""
 
@@ -248,8 +251,8 @@ class AttemptProcess(CallbackSubprocess):
         if attempt is None or attempt.pulse.taken_back:
             code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
             return code
-        until_due = max(attempt.pulse.due_in_seconds, 0.0)
-        super()._service_subprocess(min(max_wait_time, until_due), raise_on_timeout, expect_signal)
+        wait = min(max_wait_time, max(attempt.pulse.due_in_seconds, 0.0), POLL_SECONDS)
+        super()._service_subprocess(wait, raise_on_timeout, expect_signal)
         if self._exit_code is None:
             attempt.beat()
         return self._exit_code
