@@ -364,8 +364,12 @@ def test_what_was_taken_back_is_stopped_with_all_it_started_and_nothing_is_told(
 
     from callback_priority.worker.calls import TakenBackError
 
-    lab.answer("heartbeat", httpx.Response(204), refusal(status, "refused"))
     pids = lab.path / "pids"
+
+    def taken_back_when_it_runs(_request: httpx.Request) -> httpx.Response:
+        return refusal(status, "refused") if pids.exists() and pids.read_text() else httpx.Response(204)
+
+    lab.api.answers["POST", f"{PREFIX}/callbacks/{lab.leader}/heartbeat"] = taken_back_when_it_runs
     began = time.monotonic()
     with pytest.raises(TakenBackError) as raised:
         lab.call(

@@ -707,6 +707,7 @@ def test_a_worker_that_is_told_to_stop_ends_the_callable_and_leaves_the_rest(lab
     stopper.join()
     assert signal.getsignal(signal.SIGTERM) is before
     assert api.end_of(first)["output"] == "the worker was told to stop (SIGTERM) while it ran dag.f"
+    assert api.end_of(first)["lost"]
     assert ("running", str(second.callback_id)) not in api.told
 
 
@@ -729,6 +730,113 @@ def test_it_works_in_a_thread_too(lab):
     thread.start()
     thread.join(timeout=20)
     assert api.end_of(order)["output"] == "exceeded its limit of 1 s while it ran dag.f"
+
+
+# Heartbeats ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Heartbeats come fast."""
+    from callback_priority.worker import pulse
+
+    monkeypatch.setattr(pulse, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("callback_priority.worker.supervisor.POLL_SECONDS", 0.1)
+
+
+def test_heartbeats_name_what_has_not_ended(lab, quick):
+    lab.failing("f", "g", bodies="def f(context):\n    time.sleep(1)\ndef g(context):\n    time.sleep(1)\n")
+    first, second = orders = lab.orders()
+    api = FakeExecutionApi(units=orders)
+    assert supervise(api)
+    named = [tuple(beat) for beat in api.beats]
+    both, rest = (str(first.callback_id), str(second.callback_id)), (str(second.callback_id),)
+    assert set(named) == {both, rest}
+    assert named == sorted(named, key=len, reverse=True)
+
+
+def test_loading_a_dag_file_is_no_silence(lab, quick):
+    lab.failing("f", bodies="time.sleep(1)\ndef f(context): ...\n")
+    api = FakeExecutionApi(units=lab.orders())
+    assert supervise(api)
+    assert api.beats
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [httpx.Response(503), httpx.Response(403), httpx.ConnectError("down")],
+    ids=["failing", "refusing", "away"],
+)
+def test_an_api_server_that_does_not_hear_costs_nothing(lab, quick, answer):
+    lab.failing("f", bodies="def f(context):\n    time.sleep(1)\n    return 1\n")
+    (order,) = lab.orders()
+    api = FakeExecutionApi(units=[order])
+
+    def deaf(_request):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    api.answers["POST", f"/callback-priority/callbacks/{order.callback_id}/heartbeat"] = deaf
+    assert supervise(api)
+    assert api.end_of(order)["output"] == "1"
+
+
+def test_an_older_api_server_is_told_no_more(lab, quick):
+    lab.failing("f", bodies="def f(context):\n    time.sleep(1)\n")
+    (order,) = lab.orders()
+    path = f"/callback-priority/callbacks/{order.callback_id}/heartbeat"
+    api = FakeExecutionApi(
+        units=[order],
+        answers={("POST", path): lambda _: httpx.Response(404, json={"detail": "Not Found"})},
+    )
+    assert supervise(api)
+    assert [each for _, each in api.requests].count(path) == 1
+
+
+def test_a_run_that_was_taken_back_stops_at_once_and_tells_nothing_more(lab, quick):
+    """Not even of what ended because it was stopped: another worker has it."""
+    from airflow.sdk.exceptions import TaskAlreadyRunningError
+
+    from callback_priority.worker.calls import TakenBackError
+
+    pids = lab.path / "pids"
+    lab.failing(
+        "f",
+        "g",
+        "h",
+        bodies=f"""
+        def f(context): ...
+        def g(context):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            child = subprocess.Popen(["sleep", "60"])
+            open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
+            time.sleep(60)
+        def h(context): ...
+        """,
+    )
+    first, second, third = orders = lab.orders()
+    api = FakeExecutionApi(units=orders)
+
+    def taken_back_when_it_runs(_request):
+        if pids.exists() and pids.read_text():
+            return httpx.Response(409, json={"detail": {"reason": "refused", "message": "with another"}})
+        return httpx.Response(204)
+
+    path = f"/callback-priority/callbacks/{first.callback_id}/heartbeat"
+    api.answers["POST", path] = taken_back_when_it_runs
+    began = time.monotonic()
+    with pytest.raises(TakenBackError) as raised:
+        supervise(api)
+    assert time.monotonic() - began < 15
+    assert isinstance(raised.value, TaskAlreadyRunningError)
+    assert list(api.ends) == [str(first.callback_id)]
+    assert ("running", str(second.callback_id)) in api.told
+    assert ("running", str(third.callback_id)) not in api.told
+    assert "was taken back from this worker" in lab.log(second)
+    for pid in pids.read_text().split():
+        with pytest.raises((ProcessLookupError, FileNotFoundError)):
+            _wait_until_gone(int(pid))
 
 
 # Contexts --------------------------------------------------------------------------------------------------------

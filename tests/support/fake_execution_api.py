@@ -149,7 +149,6 @@ class FakeExecutionApi:
         ours: Whether a callback that Airflow's own code calls is the worker's.
         attempted: What was said of it.
         beats: The units that each heartbeat named.
-        refuse_beats: From which heartbeat on the run is the worker's no more.
     """
 
     units: Sequence[UnitOrder]
@@ -168,7 +167,6 @@ class FakeExecutionApi:
     ours: bool = True
     attempted: dict[str, Any] = attrs.field(factory=dict)
     beats: list[list[str]] = attrs.field(factory=list)
-    refuse_beats: int | None = None
 
     @property
     def leader(self) -> uuid.UUID:
@@ -219,8 +217,6 @@ class FakeExecutionApi:
             return httpx.Response(200, json={"ours": self.ours}, headers=headers)
         if path == f"{PREFIX}/callbacks/{self.leader}/heartbeat":
             self.beats.append(json.loads(request.content)["units"])
-            if self.refuse_beats is not None and len(self.beats) >= self.refuse_beats:
-                return httpx.Response(409, json={"detail": {"reason": "refused", "message": "taken back"}})
             return httpx.Response(204)
         prefix = f"{PREFIX}/callbacks/{self.leader}/units/"
         if path.startswith(prefix):
