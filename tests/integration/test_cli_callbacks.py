@@ -404,6 +404,22 @@ def test_doctor_names_what_keeps_callbacks_with_the_dag_processor(database, conf
 
 
 @ONLY_SQLITE
+@pytest.mark.parametrize(("known", "status"), [(True, "OK"), (False, "WARN")])
+def test_doctor_warns_of_several_triggerers_that_may_run_the_same(
+    database, configure, doctor, monkeypatch, known, status
+):
+    from callback_priority.adapter import triggers
+
+    monkeypatch.setattr(triggers, "assigned_once", lambda: known)
+    configure(**MOVES)
+    for job_id in (1, 2):
+        add_scheduler(database, job_id, job_type="TriggererJob")
+    _, checks = doctor()
+    assert checks["triggerers"]["status"] == status
+    assert checks["triggerers"]["found"].startswith("2 are alive")
+
+
+@ONLY_SQLITE
 def test_doctor_warns_of_moved_callbacks_that_the_mode_keeps_where_they_are(database, configure, doctor):
     configure(use_worker_callbacks="dag")
     for mode in ("off", "shadow"):

@@ -239,6 +239,15 @@ def triggerers(connection: Connection, alive: int) -> Finding:
     """
     there = deployment.with_triggerers(connection)
     values = {"triggerers": alive, "callbacks": there}
+    if alive > 1 and not _assigned_once():
+        return Finding(
+            check="triggerers",
+            status=Status.WARN,
+            found=f"{alive} are alive, and this Airflow may let them run the same callbacks, those of deadlines, too; "
+            "workers run those that are moved",
+            remedy="run one triggerer, or a version of Airflow that this release is made for",
+            values=values,
+        )
     if alive:
         return Finding(
             check="triggerers",
@@ -260,6 +269,12 @@ def triggerers(connection: Connection, alive: int) -> Finding:
         found="none is alive: workers run asynchronous callbacks, too",
         values=values,
     )
+
+
+def _assigned_once() -> bool:
+    from callback_priority.adapter.triggers import assigned_once
+
+    return assigned_once()
 
 
 def workers(
