@@ -384,14 +384,18 @@ def test_what_was_taken_back_is_stopped_with_all_it_started_and_nothing_is_told(
     assert isinstance(raised.value, TaskAlreadyRunningError)
     assert lab.told == ["attempt", "running"]
     for pid in pids.read_text().split():
-        assert not _runs(int(pid))
+        assert _ends(int(pid))
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
+def _ends(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_two_attempts_in_threads_of_one_process_do_not_meet(lab, quick, monkeypatch):
