@@ -67,7 +67,7 @@ async def run(*, unit: dict[str, Any], context: dict[str, Any]) -> str:
     reference = context["reference"]
     try:
         target = await asyncio.to_thread(import_path, reference["path"])
-    except Exception as error:  # noqa: BLE001 - a module may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise anything when it is imported
         raise ImportError(describe_error(error)) from None
     _have_the_unanswered_refused()
     limit = unit.get("time_limit_seconds")
@@ -81,12 +81,24 @@ async def run(*, unit: dict[str, Any], context: dict[str, Any]) -> str:
             result = await result
     except _TimeUpError:
         raise CallbackFailedError(f"it was stopped after its time limit of {limit:g} seconds") from None
-    except Exception as error:
+    except asyncio.CancelledError as error:
+        if _is_cancelled():
+            raise
+        # Airflow would begin a trigger anew that ends like that, again and again.
+        raise CallbackFailedError(describe_error(error)) from None
+    except (Exception, SystemExit) as error:
+        # An exit would end the triggerer, with all that runs in it, and then the next one.
         log.exception("The callback %s failed", masked(str(unit.get("name"))))
         raise CallbackFailedError(describe_error(error)) from None
     finally:
         _asking.reset(answered)
     return describe_result(result)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task that runs here; it cannot be told before Python 3.11, and is assumed."""
+    task = asyncio.current_task()
+    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
 def _called(target: Any, reference: Mapping[str, Any], context: Any) -> Any:

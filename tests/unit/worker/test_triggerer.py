@@ -90,6 +90,14 @@ async def times_out_itself(context):
     raise TimeoutError("of its own")
 
 
+async def exits(context):
+    sys.exit(3)
+
+
+async def cancels_itself(context):
+    raise asyncio.CancelledError
+
+
 async def for_ever(context):
     if "begun" in SEEN:
         SEEN["begun"].set()
@@ -266,6 +274,29 @@ def test_being_cancelled_from_outside_is_not_a_failure():
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(cancelled())
+
+
+def test_an_exit_does_not_end_the_triggerer(failed):
+    with pytest.raises(failed, match="SystemExit"):
+        run("exits")
+
+
+def test_an_exit_of_a_module_is_an_import_error(tmp_path, monkeypatch):
+    (tmp_path / "exits_when_imported.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from callback_priority.worker.triggerer import run
+
+    reference = {"name": "m", "async": True, "path": "exits_when_imported.tell"}
+    context = {"reference": reference, "request_class": "DagCallbackRequest", "request": DAG_REQUEST}
+    with pytest.raises(ImportError, match="SystemExit"):
+        asyncio.run(run(unit={"name": "m", "kind": "dag_failure", "position": 0}, context=context))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="a task does not know whether it is cancelled")
+def test_a_cancellation_of_its_own_is_an_error_like_any_other(failed):
+    """Airflow takes it for one that came from outside, and begins the callback anew."""
+    with pytest.raises(failed, match="CancelledError"):
+        run("cancels_itself")
 
 
 def test_the_event_loop_goes_on_while_modules_are_imported(tmp_path, monkeypatch):
