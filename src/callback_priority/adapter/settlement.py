@@ -167,7 +167,7 @@ class Settlement:
             standing = standings.get(UUID(key.id))
             if standing is None and key not in self.in_flight.routed:
                 continue  # nothing of it is known here: Airflow's alone
-            if standing is not None and standing.job_id != self.job_id:
+            if standing is not None and not standing.is_with(self.job_id):
                 executor.event_buffer.pop(key)
                 if state not in ENDED_NOT:
                     self.in_flight.forget(key)

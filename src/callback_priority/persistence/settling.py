@@ -20,6 +20,7 @@ from callback_priority.persistence import units
 from callback_priority.persistence.airflow_tables import (
     CALLBACK_PENDING,
     CALLBACK_QUEUED,
+    CALLBACK_RUNNING,
     CALLBACK_TERMINAL,
     JOB_RUNNING,
     callback_table,
@@ -89,6 +90,15 @@ class Standing:
     job_id: int | None
     claimed: bool
     state: str | None
+
+    def is_with(self, job_id: int) -> bool:
+        """Whether what a scheduler's executor tells of it is about its present attempt.
+
+        One that this library has not granted, and that is underway, Airflow's own step has given to an executor.
+        """
+        if self.job_id is None:
+            return self.state in (CALLBACK_QUEUED, CALLBACK_RUNNING)
+        return self.job_id == job_id
 
 
 @attrs.frozen(kw_only=True)
