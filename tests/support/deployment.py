@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import attrs
 import httpx
@@ -26,7 +26,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
 from tests.support.servers import die_with_parent, free_port
 
-__all__ = ["Deployment", "DeploymentError", "Executor", "deployed"]
+__all__ = ["Deployment", "DeploymentError", "Executor", "Launcher", "Process", "deployed"]
 
 Executor = Literal["LocalExecutor", "CeleryExecutor"]
 Options = Mapping[str, Mapping[str, object]]
@@ -80,6 +80,37 @@ _BRISK: Options = {
 }
 
 
+class Process(Protocol):
+    """What is asked of a component's process; as of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts a component that dies with the tests: its name, arguments of ``airflow``, all variables, its log."""
+
+    def __call__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
+    ) -> Process: ...
+
+
+def _launched(name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "airflow", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+            preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call
+        )
+
+
 class DeploymentError(AssertionError):
     """What was waited for did not happen, or a component ended by itself; with the ends of all logs."""
 
@@ -87,7 +118,7 @@ class DeploymentError(AssertionError):
 @attrs.define(kw_only=True)
 class _Component:
     name: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
     jobs_before: int
     log_before: int
@@ -165,7 +196,7 @@ class Deployment:
         port: Where the API server listens.
         postgres: The database's server, if it is PostgreSQL.
         redis: The broker, if there is one.
-        programs: Scripts to start components with, by kind, instead of ``airflow``; with its arguments.
+        launchers: Start components, by kind, in other ways than ``python -m airflow``.
         concurrency: How many processes a Celery worker has.
     """
 
@@ -177,7 +208,7 @@ class Deployment:
     port: int
     postgres: PostgresServer | None = None
     redis: RedisServer | None = None
-    programs: dict[str, Path] = attrs.field(factory=dict)
+    launchers: dict[str, Launcher] = attrs.field(factory=dict)
     concurrency: int = 8
     _execution_port: int
     _running: dict[str, _Component] = attrs.field(factory=dict, init=False)
@@ -455,23 +486,14 @@ class Deployment:
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         if name in self._running:
             raise DeploymentError(f"{name} runs already")
-        script = self.programs.get(_kind(name))
-        program = ["-m", "airflow"] if script is None else [script]
         jobs = 0
         with contextlib.suppress(sa.exc.OperationalError):  # a test may have killed the database
             jobs = self.value("SELECT max(id) FROM job") or 0
         log = self.logs / f"{name}.log"
         log_before = len(self.log(name))
-        with log.open("ab") as stream:
-            process = subprocess.Popen(
-                [sys.executable, *program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=self.environment | {"CALLBACK_RECORDER_COMPONENT": name},
-                start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call
-            )
+        environment = self.environment | {"CALLBACK_RECORDER_COMPONENT": name}
+        launch = self.launchers.get(_kind(name), _launched)
+        process = launch(name, arguments, environment, log)
         self._running[name] = _Component(
             name=name, process=process, log=log, jobs_before=jobs, log_before=log_before
         )
@@ -496,9 +518,9 @@ class Deployment:
 
     def _wait_until_ready(self, names: Sequence[str]) -> None:
         for name in names:
-            self.wait_until(lambda name=name: self._is_ready(name), f"{name} is ready", _START_SECONDS)
+            self.wait_until(lambda name=name: self.is_ready(name), f"{name} is ready", _START_SECONDS)
 
-    def _is_ready(self, name: str) -> bool:
+    def is_ready(self, name: str) -> bool:
         if name in {_API_SERVER, _EXECUTION_API_SERVER}:
             path = (
                 f"{self.port}/api/v2/version"
@@ -559,7 +581,6 @@ def deployed(
     options: Options | None = None,
     environment: Mapping[str, str] | None = None,
     replicas: Mapping[str, int] | None = None,
-    programs: Mapping[str, Path] | None = None,
     concurrency: int = 8,
 ) -> Iterator[Deployment]:
     """An Airflow of which nothing runs yet; everything is killed at the end.
@@ -577,7 +598,6 @@ def deployed(
         options: More settings, by section and name, before and beside the ones that make Airflow brisk.
         environment: More environment variables.
         replicas: How many there are of a component, where it is not one.
-        programs: Scripts to start components with, by kind, instead of ``airflow``.
         concurrency: How many processes a Celery worker has.
     """
     if executor == "CeleryExecutor" and (redis is None or backend != "postgresql"):
@@ -638,7 +658,6 @@ def deployed(
             port=port,
             postgres=postgres,
             redis=redis,
-            programs=dict(programs or {}),
             concurrency=concurrency,
             execution_port=execution_port,
         )
