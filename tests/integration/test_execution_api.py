@@ -9,30 +9,32 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-import attrs
-import jwt
 import pytest
-import uuid6
-from sqlalchemy import insert, select, update
 
-from callback_priority.core.classes import ServiceClass
-from callback_priority.persistence import requests, units
-from callback_priority.persistence.enqueueing import NewItem, enqueue
-from callback_priority.persistence.requests import NewRequest, NewUnit, Outcome, Target
+from callback_priority.persistence import units
+from callback_priority.persistence.requests import Target
 from callback_priority.persistence.tables import ItemState, item_table, request_table, unit_table
-from callback_priority.protocol import BUSY, ENTRY, OVER, PREFIX, PROTOCOL, Run
+from callback_priority.protocol import BUSY, OVER, PREFIX, PROTOCOL, Run
 from tests.support.airflow_env import AirflowHome
-from tests.support.scheduler import START, Bench
+from tests.support.execution_server import (
+    ME,
+    OTHER,
+    ROOT,
+    Server,
+    application,
+    claims_of,
+    fresh,
+    ours_in,
+    signed,
+)
+from tests.support.scheduler import Bench
 
-ROOT = f"/execution{PREFIX}"
-ME = {"protocol": PROTOCOL, "library": "0.1.0", "hostname": "worker-1", "pid": 7}
-OTHER = {**ME, "hostname": "worker-2"}
 CALLS = 7
 """How many calls there are."""
 
@@ -40,209 +42,15 @@ postgresql_only = pytest.mark.parametrize("backend", ["postgresql"], indirect=Tr
 sqlite_only = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
 
-@attrs.define
-class Server:
-    """An API server in this process, rows for it, and a worker's calls to it."""
-
-    client: Any
-    bench: Bench
-    token_of: Mapping[UUID, str] = attrs.field(factory=dict)
-
-    # -- rows
-
-    def task_instance(self) -> UUID:
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
-        self.bench.tasks(1, dag_id="sales")
-        with create_session() as session:
-            return session.scalars(select(TaskInstance.id).order_by(TaskInstance.id.desc())).first()
-
-    def routed(
-        self,
-        count: int = 1,
-        *,
-        leader: UUID | None = None,
-        state: str = "queued",
-        item_state: ItemState = ItemState.GRANTED,
-        target: Target = Target.WORKER,
-        request: Mapping[str, Any] | None = None,
-    ) -> list[UUID]:
-        """Units of one request, as routing and a scheduler leave them."""
-        from airflow.models.callback import Callback
-        from airflow.utils.session import create_session
-
-        body = {
-            "type": "TaskCallbackRequest",
-            "bundle_name": "dags-folder",
-            "bundle_version": None,
-            "filepath": "sales.py",
-            **(request or {}),
-        }
-        now = datetime.now(timezone.utc)
-        asked = NewRequest(
-            id=uuid6.uuid7(),
-            dedupe_key=uuid.uuid4().hex,
-            kind="task_failure",
-            dag_id="sales",
-            run_id="run",
-            dag_run_id=self.bench.dag("sales"),
-        )
-        ids = [uuid6.uuid7() for _ in range(count)]
-        with create_session() as session:
-            conn = session.connection()
-            requests.claim(conn, asked, now=now)
-            requests.conclude(conn, asked.id, Outcome.ROUTED, units=count, body=json.dumps(body))
-            requests.add_units(
-                conn,
-                [
-                    NewUnit(
-                        callback_id=each,
-                        request_id=asked.id,
-                        position=position,
-                        name=f"sales.tell_{position}",
-                        target=target,
-                        reference={"name": "sales.tell", "async": False},
-                    )
-                    for position, each in enumerate(ids)
-                ],
-            )
-            waiting = [
-                NewItem(
-                    callback_id=each,
-                    service_class=ServiceClass.TASK_CALLBACK,
-                    kind="task_failure",
-                    pool="default_pool",
-                    dag_id="sales",
-                )
-                for each in ids
-            ]
-            enqueue(conn, waiting, now=now, turn_length_us=1, aging_us=1)
-            conn.execute(
-                update(item_table)
-                .where(item_table.c.callback_id.in_(ids))
-                .values(state=item_state.value, leader_id=leader)
-            )
-            conn.execute(
-                insert(Callback.__table__),
-                [
-                    {
-                        "id": each,
-                        "type": "executor",
-                        "fetch_method": "import_path",
-                        "data": {"path": ENTRY, "kwargs": {}},
-                        "state": state,
-                        "priority_weight": 1,
-                        "created_at": START,
-                    }
-                    for each in ids
-                ],
-            )
-        return ids
-
-    def change(self, table: Any, key: Any, value: UUID, **values: Any) -> None:
-        from airflow.utils.session import create_session
-
-        with create_session() as session:
-            session.execute(update(table).where(key == value).values(**values))
-
-    def set_state(self, callback_id: UUID, state: str) -> None:
-        from airflow.models.callback import Callback
-
-        table = Callback.__table__
-        self.change(table, table.c.id, callback_id, state=state)
-
-    def callback(self, callback_id: UUID) -> tuple[str, str | None]:
-        from airflow.models.callback import Callback
-        from airflow.utils.session import create_session
-
-        with create_session() as session:
-            row = session.execute(
-                select(Callback.state, Callback.output).where(Callback.id == callback_id)
-            ).one()
-            return row.state, row.output
-
-    def unit(self, callback_id: UUID) -> Any:
-        from airflow.utils.session import create_session
-
-        with create_session() as session:
-            return session.execute(select(unit_table).where(unit_table.c.callback_id == callback_id)).one()
-
-    # -- calls
-
-    def call(self, method: str, path: str, token: str | None, body: Any = None, **headers: str) -> Any:
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        return self.client.request(method, path, json=body, headers=headers)
-
-    def start(self, leader: UUID, asked: Mapping[str, Any] = ME, token: str | None = None) -> Any:
-        return self.call("POST", f"{ROOT}/callbacks/{leader}/start", token or signed(leader), dict(asked))
-
-    def started(self, leader: UUID, asked: Mapping[str, Any] = ME) -> tuple[Run, str]:
-        answer = self.start(leader, asked)
-        assert answer.status_code == 200, answer.text
-        return Run.model_validate_json(answer.content), answer.headers["Refreshed-API-Token"]
-
-    def running(self, leader: UUID, unit: UUID, token: str | None) -> Any:
-        return self.call("POST", f"{ROOT}/callbacks/{leader}/units/{unit}/running", token)
-
-    def ended(
-        self,
-        leader: UUID,
-        unit: UUID,
-        token: str | None,
-        state: str = "success",
-        *,
-        output: str | None = None,
-        log: str | None = None,
-    ) -> Any:
-        body = {"state": state, "output": output, "log": log}
-        return self.call("POST", f"{ROOT}/callbacks/{leader}/units/{unit}/ended", token, body)
-
-
-def signed(subject: UUID, scope: str = "workload", **more: Any) -> str:
-    """A token as Airflow signs it: a workload's as the scheduler makes it, a task's as its start does."""
-    from airflow.api_fastapi.execution_api.app import _jwt_generator
-
-    return _jwt_generator().generate(extras={"sub": str(subject), "scope": scope, **more})
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    return jwt.decode(token, options={"verify_signature": False})
-
-
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """Every test begins without our calls, even where importing Airflow's routes installs them."""
-    import airflow.api_fastapi.execution_api.routes  # noqa: F401
-
-    from callback_priority.adapter import config, execution_api
-
-    before = execution_api.installed()
-    execution_api.uninstall()
-    yield
-    config.settings.cache_clear()
-    execution_api.uninstall()
-    if before:
-        execution_api.install()
-
-
-def application() -> Any:
-    from airflow.api_fastapi.app import create_app
-
-    return create_app(apps="execution")
+    with fresh():
+        yield
 
 
 @pytest.fixture(scope="module")
 def with_our_calls() -> Any:
-    """The application; making one takes seconds, and it is of no database until it is asked something."""
-    from callback_priority.adapter import execution_api
-
-    execution_api.install()
-    try:
-        return application()
-    finally:
-        execution_api.uninstall()
+    return ours_in()
 
 
 @pytest.fixture
@@ -370,6 +178,12 @@ def test_every_version_of_the_api_has_the_calls(server: Server) -> None:
         token = answer.headers["Refreshed-API-Token"]
         unit = f"{path}/units/{leader}"
         assert server.call("POST", f"{unit}/running", token, **headers).status_code == 204
+        beat = {"units": [str(leader)]}
+        assert server.call("POST", f"{path}/heartbeat", token, beat, **headers).status_code == 204
+        alert = server.deadline()
+        asked = {**ME, "path": "mail.late", "log_path": None}
+        answer = server.call("POST", f"{ROOT}/callbacks/{alert}/attempt", signed(alert), asked, **headers)
+        assert (answer.status_code, answer.json()) == (200, {"ours": True}), (version, answer.text)
         previous = server.call("GET", f"{unit}/previous-successful-dagrun", token, **headers)
         assert previous.status_code == 200, (version, previous.text)
         end = {"state": "success", "output": None, "log": None}
@@ -453,11 +267,19 @@ def test_companions_that_cannot_run_are_left_out(server: Server) -> None:
     assert server.unit(elsewhere).worker == "worker-2:7"
 
 
-@pytest.mark.parametrize("state", ["queued", "pending", "running"])
-def test_a_callback_that_may_run_starts(server: Server, state: str) -> None:
+@pytest.mark.parametrize(("state", "attempts"), [("queued", 1), ("pending", 0), ("running", 1)])
+def test_a_callback_that_may_run_starts(server: Server, state: str, attempts: int) -> None:
     """Airflow hands it over before it commits that it is queued, and sets it to running when it hears of it."""
-    (leader,) = server.routed(state=state)
+    (leader,) = server.routed(state=state, attempts=attempts)
     assert server.start(leader).status_code == 200
+
+
+def test_a_callback_that_waits_for_another_attempt_does_not_start(server: Server) -> None:
+    """A delivery of the attempt before, that comes late: it would run without a slot."""
+    (leader,) = server.routed(state="pending", item_state=ItemState.WAITING)
+    answer = server.start(leader)
+    assert (answer.status_code, answer.json()["detail"]["reason"]) == (409, OVER)
+    assert server.unit(leader).claimed_at is None
 
 
 @pytest.mark.parametrize("state", ["success", "failed", "scheduled"])
