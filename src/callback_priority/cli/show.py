@@ -35,6 +35,7 @@ _MOMENTS: Final = (
     ("granted", "granted_at"),
     ("claimed", "claimed_at"),
     ("started", "started_at"),
+    ("heard of", "heartbeat_at"),
     ("ended", "ended_at"),
     ("settled", "finished_at"),
     ("next try", "retry_at"),
@@ -182,6 +183,7 @@ def _text(found: Callback, queue: str | None, log_file: Path | None, log: str | 
         "runs on": _runs_on(found, queue),
         "attempts": _joined(
             None if found.attempts is None else str(found.attempts),
+            found.failures and f"{found.failures} lost or failed",
             found.scheduler_job_id and f"granted by scheduler job {found.scheduler_job_id}",
         ),
         "log": None if log_file is None else str(log_file),

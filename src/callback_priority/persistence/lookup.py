@@ -105,12 +105,14 @@ class Callback:
         item_state: The state of its item.
         reason: Why it is parked, or why it ended otherwise than by running.
         attempts: How often it was granted.
-        scheduler_job_id: The scheduler that granted it.
+        failures: How many of its attempts were lost or failed.
+        scheduler_job_id: The scheduler that granted it, or took it over.
         created_at: When Airflow's row was made.
         received_at: When Airflow's request for it came in.
         enqueued_at: When it began to wait.
         granted_at: When it was handed to an executor.
         claimed_at: When a worker took it.
+        heartbeat_at: When that worker was last heard of.
         started_at: When it was called.
         ended_at: When the call ended.
         finished_at: When it was done.
@@ -145,12 +147,14 @@ class Callback:
     item_state: str | None = None
     reason: str | None = None
     attempts: int | None = None
+    failures: int | None = None
     scheduler_job_id: int | None = None
     created_at: datetime | None = None
     received_at: datetime | None = None
     enqueued_at: datetime | None = None
     granted_at: datetime | None = None
     claimed_at: datetime | None = None
+    heartbeat_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     finished_at: datetime | None = None
@@ -172,6 +176,7 @@ _FROM_ITEM: Final = (
     "priority",
     "reason",
     "attempts",
+    "failures",
     "scheduler_job_id",
     "enqueued_at",
     "granted_at",
@@ -183,6 +188,7 @@ _FROM_UNIT: Final = (
     "target",
     "worker",
     "claimed_at",
+    "heartbeat_at",
     "started_at",
     "ended_at",
     "log_path",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -109,7 +110,8 @@ quotas = st.builds(
 classes = st.sampled_from(CLASS_ORDER)
 shares = st.builds(PoolShare, quota=quotas, weight=st.none() | milliweights)
 seconds = st.integers(1, 10**9).map(lambda micros: micros / 1000)
-by_class = st.dictionaries(st.sampled_from(CALLBACK_CLASSES), names)
+callback_classes = st.sampled_from(CALLBACK_CLASSES)
+by_class = st.dictionaries(callback_classes, names)
 patterns = names.filter(lambda name: "," not in name and name[0] not in "'\"{[").map(str.strip)
 
 
@@ -144,6 +146,15 @@ def valid_settings(draw):
         callback_batch_size=draw(st.integers(1, 1_000)),
         callback_time_limit_seconds=draw(st.integers(1, 864_000).map(lambda tenths: tenths / 10)),
         callback_log_limit_bytes=draw(st.integers(1_024, 2**31 - 1)),
+        callback_max_attempts=draw(st.dictionaries(callback_classes, st.integers(1, 1_000))),
+        callback_retry_on_failure=draw(st.frozensets(callback_classes)),
+        callback_retry_delay_seconds=draw(
+            st.dictionaries(callback_classes, st.integers(0, 86_400).map(float))
+        ),
+        callback_time_to_live_seconds=draw(
+            st.dictionaries(callback_classes, st.integers(1, 10**6).map(float))
+        ),
+        journal=draw(st.booleans()),
         priority_aging_seconds=draw(seconds),
         wide_bypass_limit=draw(st.integers(0, 10**6)),
     )
@@ -208,6 +219,12 @@ def test_every_mistake_is_listed_with_key_value_and_remedy():
             "callback_time_limit_seconds": "none",
             "callback_load_limit_seconds": "0.5",
             "callback_log_limit_bytes": "1MB",
+            "callback_max_attempts": '{"deadline": 0, "task": 2, "dag_callback": 1.5}',
+            "callback_retry_on_failure": "deadlines",
+            "callback_retry_delay_seconds": "-1",
+            "callback_retry_max_delay_seconds": "soon",
+            "callback_time_to_live_seconds": '{"deadline": "1h"}',
+            "journal": "maybe",
         }
     )
     assert set(found) == {
@@ -220,7 +237,10 @@ def test_every_mistake_is_listed_with_key_value_and_remedy():
         "histroy_seconds", "use_worker_callbacks", "worker_callbacks_include", "worker_callbacks_exclude",
         "callback_executor.task", "callback_executor.deadline", "callback_executor.dag_callback",
         "callback_queue", "callback_batch_size", "callback_time_limit_seconds",
-        "callback_load_limit_seconds", "callback_log_limit_bytes",
+        "callback_load_limit_seconds", "callback_log_limit_bytes", "callback_max_attempts.deadline",
+        "callback_max_attempts.task", "callback_max_attempts.dag_callback", "callback_retry_on_failure",
+        "callback_retry_delay_seconds", "callback_retry_max_delay_seconds",
+        "callback_time_to_live_seconds.deadline", "journal",
     }  # fmt: skip
     assert "did you mean 'active'" in found["mode"]
     assert "a comment goes on a line of its own" in found["policy"]
@@ -412,3 +432,71 @@ def test_settings_cannot_be_changed_in_place():
     settings = parse_settings({"weights": '{"task": 2}'})
     with pytest.raises(TypeError):
         settings.weights[TASK] = 1
+
+
+# -- attempts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5", (5, 5, 5)), ('{"deadline": 7}', (7, 3, 3)), ("{}", (3, 3, 3)), ('{"dag_callback": 1}', (3, 3, 1))],
+)
+def test_a_number_stands_for_all_classes_and_an_object_for_those_it_names(text, expected):
+    found = parse_settings({"callback_max_attempts": text}).callback_max_attempts
+    assert tuple(found[cls] for cls in CALLBACK_CLASSES) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "key", "says"),
+    [
+        ("callback_max_attempts", "0", "callback_max_attempts", "from 1 to 1000, or a JSON object such as"),
+        ("callback_max_attempts", "2.5", "callback_max_attempts", "a whole number"),
+        (
+            "callback_max_attempts",
+            '{"task": 3}',
+            "callback_max_attempts.task",
+            "a task's retries are set in its Dag",
+        ),
+        (
+            "callback_max_attempts",
+            '{"deadline": "3"}',
+            "callback_max_attempts.deadline",
+            "a whole number from 1",
+        ),
+        ("callback_retry_on_failure", "True", "callback_retry_on_failure", "write none, all, or some of"),
+        (
+            "callback_retry_on_failure",
+            "deadline,dag",
+            "callback_retry_on_failure",
+            "write none, all, or some of",
+        ),
+        (
+            "callback_retry_on_failure",
+            "dag_calback",
+            "callback_retry_on_failure",
+            "did you mean 'dag_callback'",
+        ),
+        ("callback_retry_delay_seconds", "1e9", "callback_retry_delay_seconds", "from 0 to 86400"),
+        ("callback_time_to_live_seconds", "0", "callback_time_to_live_seconds", "a number of seconds from 1"),
+        ("journal", "yes", "journal", "write True or False"),
+    ],
+)
+def test_each_mistake_about_attempts_says_what_to_write(option, text, key, says):
+    found = problems_of({option: text})
+    assert set(found) == {key}
+    assert says in found[key]
+
+
+def test_delays_double_up_to_a_limit_and_are_spread():
+    """Between half and all of the delay, the same for the same attempt of the same callback."""
+    settings = parse_settings(
+        {"callback_retry_delay_seconds": "10", "callback_retry_max_delay_seconds": "60"}
+    )
+    for failures, longest in ((1, 10), (2, 20), (3, 40), (4, 60), (50, 60), (5_000, 60)):
+        delays = [
+            settings.retry_delay_seconds(ServiceClass.DEADLINE, failures, UUID(int=each))
+            for each in range(200)
+        ]
+        assert longest / 2 <= min(delays) < 0.55 * longest
+        assert 0.95 * longest < max(delays) <= longest
+        assert delays[7] == settings.retry_delay_seconds(ServiceClass.DEADLINE, failures, UUID(int=7))
