@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -110,6 +111,10 @@ def the_unit(conn: Connection, unit_id: UUID) -> units.RunUnit:
     return found
 
 
+def the_row(conn: Connection, unit_id: UUID) -> Any:
+    return conn.execute(select(unit_table).where(unit_table.c.callback_id == unit_id)).one()
+
+
 def test_a_unit_is_read_with_its_request_its_callback_and_its_item(conn: Connection, now: datetime) -> None:
     (unit_id,) = routed(conn, now)
     unit = the_unit(conn, unit_id)
@@ -167,12 +172,73 @@ def test_only_units_that_never_began_are_released(conn: Connection, now: datetim
     assert the_unit(conn, begun).claimed_at == the_unit(conn, ended).claimed_at == now
 
 
-def test_only_a_worker_that_is_lost_counts(conn: Connection, now: datetime) -> None:
+def test_units_that_began_are_released_on_demand_and_those_that_ended_never(
+    conn: Connection, now: datetime
+) -> None:
+    begun, ended = ids = routed(conn, now, count=2)
+    units.claim(conn, dict.fromkeys(ids, "log"), worker="host:1", now=now, heartbeat_at=now)
+    for each in ids:
+        units.mark_started(conn, each, now)
+    units.mark_ended(conn, ended, state="success", output=None, log=None, now=now)
+    assert units.release(conn, ids, even_started=True) == 1
+    row = the_row(conn, begun)
+    assert {row.claimed_at, row.started_at, row.worker, row.log_path, row.heartbeat_at} == {None}
+    assert the_unit(conn, ended).claimed_at == the_unit(conn, ended).heartbeat_at == now
+
+
+def test_a_heartbeat_is_noted_under_its_own_claim_only(conn: Connection, now: datetime) -> None:
+    mine, taken, silent = routed(conn, now, count=3)
+    later, latest = now + timedelta(seconds=5), now + timedelta(seconds=9)
+    units.claim(conn, {mine: "log"}, worker="host:1", now=now, heartbeat_at=now)
+    units.claim(conn, {taken: "log"}, worker="host:2", now=later, heartbeat_at=later)
+    assert units.beat(conn, [mine, taken, silent], claimed_at=now, now=latest) == 1
+    assert [the_unit(conn, each).heartbeat_at for each in (mine, taken, silent)] == [latest, later, None]
+
+
+def test_a_callback_without_a_request_gets_one_unit(conn: Connection, now: datetime) -> None:
     (unit_id,) = routed(conn, now)
-    for lost in (False, True, True):
-        units.claim(conn, {unit_id: "log"}, worker="host:1", now=now)
-        units.release(conn, [unit_id], worker_lost=lost)
-    assert conn.scalar(select(unit_table.c.workers_lost)) == 2
+    conn.execute(unit_table.delete())
+    for name in ("mail.late" + "x" * 600, "mail.other"):
+        units.add_unit(conn, unit_id, name)
+    (unit,) = units.read_units(conn, [unit_id])
+    assert the_row(conn, unit_id).request_id == unit_id
+    assert (unit.name[:10], len(unit.name)) == ("mail.latex", 500)
+    assert (unit.target, unit.kind, unit.dag_id, unit.run_id, unit.body) == ("worker", "", "", "", None)
+
+
+def test_how_a_callback_came_to_a_worker(conn: Connection, now: datetime) -> None:
+    (unit_id,) = routed(conn, now)
+
+    def grant(state: str, item_state: str, attempts: int) -> tuple[bool, bool]:
+        conn.execute(update(callback_table).where(callback_table.c.id == unit_id).values(state=state))
+        item = update(item_table).where(item_table.c.callback_id == unit_id)
+        conn.execute(item.values(state=item_state, attempts=attempts))
+        found = units.grant_of(conn, unit_id)
+        assert found is not None
+        assert found == units.read_units(conn, [unit_id])[0].grant
+        return found.ours, found.due
+
+    assert grant("queued", "granted", 1) == grant("running", "granted", 2) == (True, True)
+    assert grant("pending", "waiting", 1) == grant("failed", "waiting", 0) == (True, False)
+    assert grant("pending", "waiting", 0) == grant("queued", "waiting", 3) == (False, False)
+    conn.execute(item_table.delete())
+    assert units.grant_of(conn, unit_id) is None
+    assert not units.read_units(conn, [unit_id])[0].grant.ours
+
+
+def test_an_attempt_that_failed_leaves_the_callback_pending_and_claimed(
+    conn: Connection, now: datetime
+) -> None:
+    (unit_id,) = routed(conn, now)
+    units.claim(conn, {unit_id: "log"}, worker="host:1", now=now)
+    units.mark_started(conn, unit_id, now)
+    assert units.mark_attempt_failed(conn, unit_id, output="attempt 1 failed: \0boom", log="it\0 went")
+    assert callback(conn, unit_id) == ("pending", "attempt 1 failed: boom")
+    row = the_row(conn, unit_id)
+    assert (row.claimed_at, row.started_at, row.ended_at, row.log) == (now, None, None, "it went")
+    assert not units.mark_attempt_failed(conn, unit_id, output="again", log=None)
+    assert not units.mark_started(conn, unit_id, now)
+    assert units.mark_started(conn, unit_id, now, even_pending=True)
 
 
 def test_a_unit_that_begins_sets_its_callback_to_running_and_keeps_its_first_time(

@@ -247,7 +247,7 @@ _READ: Final = (
     .join(callback_table, _CALLBACK.id == _UNIT.callback_id)
     .outerjoin(request_table, _REQUEST.id == _UNIT.request_id)
     .outerjoin(item_table, _ITEM.callback_id == _UNIT.callback_id)
-    .where(_UNIT.callback_id.in_(_IDS))
+    .where(_UNIT.callback_id.in_(_IDS), or_(_REQUEST.id.is_not(None), _UNIT.request_id == _UNIT.callback_id))
 )
 _CLAIM: Final = (
     update(unit_table)
