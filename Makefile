@@ -12,7 +12,7 @@ export UV_SYSTEM_CERTS := 1
 export UV_LINK_MODE := copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos bench lint types docs format lock clean
+.PHONY: help setup demo test chaos soak bench lint types docs format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(STAMP) ## Run the tests
 
 chaos: $(STAMP) ## Kill schedulers, workers and the database under load; "make chaos ARGUMENTS=--quick" for a few minutes
 	$(BIN)/python -m tests.chaos $(ARGUMENTS)
+
+soak: $(STAMP) ## An hour of overload beside an hour of stock: memory and tables; "make soak ARGUMENTS='--minutes 10'" to try
+	$(BIN)/python -m tests.soak $(ARGUMENTS)
 
 bench: $(STAMP) ## Run the benchmarks and print the ratios
 	$(BIN)/pytest benchmarks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ PATIENCE_SECTIONS = 25
 """How many critical sections without such a statement may pass."""
 COMMITTED = 0
 """In place of a number: right after the COMMIT of a section that granted something to callbacks."""
-GRANT = "UPDATE callback_priority_item SET state"
+GRANT = re.compile(r"UPDATE callback_priority_item SET .*\bgranted_at=%")
 
 
 class FaultPoint:
@@ -55,7 +56,7 @@ class FaultPoint:
         if os.getpid() != self.pid or conn is not self.section:
             return
         self.at += 1
-        self.granted = self.granted or statement.startswith(GRANT)
+        self.granted = self.granted or GRANT.match(statement) is not None
         if self.target == self.at:
             self.kill(statement)
 
