@@ -4,11 +4,11 @@ Airflow 3.2 and 3.3 assign the trigger of a task or an asset only while no livin
 a callback that condition is missing: with two triggerers each takes all callbacks in each of its loops, so both begin
 every one, and the one from which it was taken may drop it in the middle. Airflow 3.4 has the condition.
 
-Here the condition is added to Airflow's own statement as Airflow's own method executes it: before its LIMIT counts, so
+Where it is missing, the condition is added to Airflow's own statement as Airflow's own method executes it: before its LIMIT counts, so
 that nothing hides what can be assigned, and with its order, its row locks, queues and teams. Nothing else of the
 method is touched. Whether this fits is known by the method's fingerprint (`callback_priority.compat`).
 
-What a dead triggerer had is assigned to another, as Airflow does for tasks. It may have begun, so with ``mode = active``
+On every version: what a dead triggerer had is assigned to another, as Airflow does for tasks. It may have begun, so with ``mode = active``
 it counts as a lost attempt (``callback_max_attempts``): a callback that kills its triggerers does not get all of
 them, and with 1 none is begun twice. Where nothing of that can be written, callbacks are assigned all the same, unless
 that could break the promise of at most once.
@@ -43,16 +43,17 @@ _ORIGINAL: Final = "callback_priority_original"
 @functools.cache
 def assigned_once() -> bool:
     """Whether this Airflow lets one triggerer at a time run a callback, where all triggerers have this library."""
-    return _is_fixed() or not _unknown()
-
-
-def _is_fixed() -> bool:
-    return not compat.differences(compat.FIXED_TRIGGER_TARGETS)
+    return not _unknown()
 
 
 def _unknown() -> list[str]:
-    fixed = compat.FIXED_TRIGGER_TARGETS
-    return compat.differences(fixed if compat.carries(fixed) else compat.TRIGGER_TARGETS)
+    """What keeps this Airflow from being known."""
+    return compat.differences(compat.FIXED_TRIGGER_TARGETS if _has_condition() else compat.TRIGGER_TARGETS)
+
+
+def _has_condition() -> bool:
+    """Whether this is of Airflow's versions that have the condition."""
+    return compat.carries(compat.FIXED_TRIGGER_TARGETS)
 
 
 def _class() -> Any:
@@ -67,14 +68,14 @@ def installed() -> bool:
 
 
 def install() -> bool:
-    """Add the condition that is missing, if it is, unless the mode is off. Idempotent.
+    """Add the condition where it is missing, and have lost attempts counted, unless the mode is off. Idempotent.
 
     Returns:
         Whether Airflow's method is replaced.
     """
     if installed():
         return True
-    if raw_section(conf).get("mode", Mode.OFF.value).strip().lower() == Mode.OFF.value or _is_fixed():
+    if raw_section(conf).get("mode", Mode.OFF.value).strip().lower() == Mode.OFF.value:
         return False
     if differences := _unknown():
         log.error("triggerers share callbacks as this Airflow has it: %s", "; ".join(differences))
@@ -123,6 +124,7 @@ class _Amending:
         self._trigger = trigger
         self._alive = alive
         self._is_first = True
+        self._lacks_condition = not _has_condition()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -133,7 +135,8 @@ class _Amending:
             from airflow.models.callback import Callback  # noqa: PLC0415 - as in Airflow's method
 
             holder = self._trigger.triggerer_id
-            statement = statement.where(or_(holder.is_(None), holder.not_in(self._alive)))
+            if self._lacks_condition:
+                statement = statement.where(or_(holder.is_(None), holder.not_in(self._alive)))
             statement = statement.add_columns(holder, Callback.id)
         return self._session.execute(statement, *args, **kwargs)
 

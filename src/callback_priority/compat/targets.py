@@ -302,14 +302,14 @@ TRIGGER_TARGETS: Final[tuple[Target, ...]] = (
     _target(_TRIGGER, "get_sorted_triggers", "f353a6c0f122910d", v32="70b7bf0200e0d977"),
     _target(_TRIGGER, "assign_unassigned", "f62aee31fef8fbd4", v32="9ba62e0dba2c2fdd"),
 )
-"""What `callback_priority.adapter.triggers` replaces (the first) and relies on, where triggerers take callbacks from
-each other."""
+"""What `callback_priority.adapter.triggers` wraps (the first) and relies on, where triggerers take callbacks from each
+other."""
 
 FIXED_TRIGGER_TARGETS: Final[tuple[Target, ...]] = (
     _target(_TRIGGER, "get_sorted_triggers", v34="fea257cb2c5fab93"),
     _target(_TRIGGER, "assign_unassigned", v34="f62aee31fef8fbd4"),
 )
-"""The same where they do not, so that it has nothing to do."""
+"""The same where they do not."""
 
 
 def airflow_version() -> str:
