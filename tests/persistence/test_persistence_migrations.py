@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, String, Uuid, create_engine, inspect
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, MetaData, String, Table, Uuid, create_engine, inspect
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -19,6 +24,10 @@ from tests.support.airflow_env import AirflowHome, Backend, run_airflow
 
 OURS = {*metadata.tables, VERSION_TABLE}
 HOME = Path(persistence.__file__).parent
+REVISIONS = [
+    each.revision for each in reversed(list(ScriptDirectory(str(HOME / "migrations")).walk_revisions()))
+]
+"""Oldest first."""
 
 
 def tables(url: str) -> set[str]:
@@ -30,21 +39,92 @@ def tables(url: str) -> set[str]:
 
 
 @pytest.fixture
-def engine(backend: Backend, request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+def engine(backend: Backend, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     url = f"sqlite:///{tmp_path}/x.db" if backend == "sqlite" else request.getfixturevalue("fresh_database")
-    return create_engine(url)
+    engine = create_engine(url)
+    yield engine
+    engine.dispose()
+
+
+def alembic_of(engine: Engine) -> Config:
+    config = Config(str(HOME / "alembic.ini"))
+    config.attributes["engine"] = engine
+    return config
+
+
+def differences(engine: Engine) -> list[Any]:
+    with engine.connect() as conn:
+        options = {"compare_type": True, "compare_server_default": True, "version_table": VERSION_TABLE}
+        return list(compare_metadata(MigrationContext.configure(conn, opts=options), metadata))
 
 
 def test_revisions_and_declared_tables_are_the_same(engine: Engine) -> None:
-    config = Config(str(HOME / "alembic.ini"))
-    config.attributes["engine"] = engine
+    config = alembic_of(engine)
     command.upgrade(config, "head")
-    with engine.connect() as conn:
-        options = {"compare_type": True, "version_table": VERSION_TABLE}
-        assert compare_metadata(MigrationContext.configure(conn, opts=options), metadata) == []
+    assert differences(engine) == []
     command.downgrade(config, "base")
     assert not set(inspect(engine).get_table_names()) - {VERSION_TABLE}
-    engine.dispose()
+
+
+@pytest.mark.parametrize("made_by", ["revisions", "declaration"])
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+def test_code_of_an_earlier_revision_writes_into_the_tables_of_this_one(
+    engine: Engine, revision: str, made_by: str
+) -> None:
+    """An upgrade restarts one process after another: all that an earlier one names is there, and is enough."""
+    config = alembic_of(engine)
+    command.upgrade(config, revision)
+    earlier = MetaData()
+    earlier.reflect(engine, only=lambda name, _: name != VERSION_TABLE)
+    if made_by == "revisions":
+        command.upgrade(config, "head")
+    else:
+        command.downgrade(config, "base")
+        metadata.create_all(engine)
+    for table in earlier.sorted_tables:
+        row = _row(table)
+        with engine.begin() as conn:
+            conn.execute(table.insert().values(row))
+            assert conn.execute(table.select()).one()._mapping == row
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+def test_a_downgrade_keeps_the_rows_of_the_tables_that_are_left(engine: Engine, revision: str) -> None:
+    """Down and up again, what was there before the tables of later revisions is there still."""
+    config = alembic_of(engine)
+    command.upgrade(config, "head")
+    now = MetaData()
+    now.reflect(engine, only=lambda name, _: name != VERSION_TABLE)
+    with engine.begin() as conn:
+        for table in now.sorted_tables:
+            conn.execute(table.insert().values(_row(table)))
+    command.downgrade(config, revision)
+    then = MetaData()
+    then.reflect(engine, only=lambda name, _: name != VERSION_TABLE)
+    assert 0 < len(then.tables) < len(now.tables)
+    for _ in range(2):
+        for table in then.sorted_tables:
+            with engine.connect() as conn:
+                expected = {name: value for name, value in _row(table).items() if name in table.columns}
+                assert conn.execute(table.select()).one()._mapping == expected
+        command.upgrade(config, "head")
+    assert differences(engine) == []
+
+
+def _row(table: Table) -> dict[str, Any]:
+    """A row with a value in each column."""
+    values: dict[type, Any] = {
+        bool: True,
+        datetime: datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc if _is_aware(table) else None),
+        int: 7,
+        str: "x",
+        uuid.UUID: uuid.UUID(int=7),
+    }
+    return {column.name: values[column.type.python_type] for column in table.columns}
+
+
+def _is_aware(table: Table) -> bool:
+    return any(getattr(column.type, "timezone", False) for column in table.columns)
 
 
 def test_mysql_takes_the_tables_and_the_length_of_their_keys() -> None:

@@ -5,6 +5,11 @@ points into Airflow's tables: a foreign key would stand in the way of Airflow's 
 ``airflow db reset``, which drops Airflow's tables first. Rows whose callback is gone are swept instead
 (`callback_priority.persistence.sweep`).
 
+While a deployment is upgraded, schedulers of the revision before work with the tables of this one. So a revision takes
+no column away that the one before it uses, and a column that it adds may be left out of an insert: it takes null, or
+has a default in the database, which must stand here too (`airflow db migrate` makes the tables of a new deployment from
+this module, and not by the revisions).
+
 How the indexes of the item table are chosen. Only one index begins with ``state``; so there is one way, and not
 the planner's guess among several, to answer "the first waiting items of this class and pool". A second index
 with ``state`` in front would look as cheap wherever statistics were taken while nothing waited, and then cost
@@ -158,7 +163,7 @@ item_table = Table(
     Column("parked_at", UtcDateTime, nullable=True),
     Column("scheduler_job_id", Integer, nullable=True),
     Column("attempts", Integer, nullable=False),
-    Column("failures", Integer, nullable=False, default=0),
+    Column("failures", Integer, nullable=False, default=0, server_default="0"),
     Column("external_id", String(EXTERNAL_ID_LENGTH), nullable=True),
     Column("charge", BigInteger, nullable=False),
     Column("batch", String(BATCH_LENGTH), nullable=True),
@@ -220,11 +225,13 @@ unit_table = Table(
     Column("worker", String(300), nullable=True),
     Column("log_path", String(1000), nullable=True),
     Column("log", Text, nullable=True),
+    Column("workers_lost", Integer, nullable=False, server_default="0"),
     Column("heartbeat_at", UtcDateTime, nullable=True),
     Index("callback_priority_unit_request", "request_id"),
 )
 """What came of a request: one row for each callable, beside its callback and its item. A deadline callback, which
-comes of no request, gets one when a worker takes it; the request that it names is itself."""
+comes of no request, gets one when a worker takes it; the request that it names is itself. ``workers_lost`` is only for
+schedulers of the revision before, which count in it (in this one, an item's ``failures`` do)."""
 
 journal_table = Table(
     "callback_priority_journal",

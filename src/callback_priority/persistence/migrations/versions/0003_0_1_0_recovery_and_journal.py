@@ -26,7 +26,8 @@ def upgrade() -> None:
         items.add_column(sa.Column("external_id", sa.String(250), nullable=True))
     with op.batch_alter_table("callback_priority_unit") as units:
         units.add_column(sa.Column("heartbeat_at", INSTANT, nullable=True))
-        units.drop_column("workers_lost")
+        # Nothing of this revision reads it; schedulers of the one before do, until they are restarted.
+        units.alter_column("workers_lost", existing_type=sa.Integer(), server_default="0")
     op.create_table(
         "callback_priority_journal",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -42,7 +43,7 @@ def downgrade() -> None:
     """Take the revision back."""
     op.drop_table("callback_priority_journal")
     with op.batch_alter_table("callback_priority_unit") as units:
-        units.add_column(sa.Column("workers_lost", sa.Integer(), nullable=False, server_default="0"))
+        units.alter_column("workers_lost", existing_type=sa.Integer(), server_default=None)
         units.drop_column("heartbeat_at")
     with op.batch_alter_table("callback_priority_item") as items:
         items.drop_column("external_id")
