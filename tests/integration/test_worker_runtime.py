@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -709,6 +710,31 @@ def test_a_worker_that_is_told_to_stop_ends_the_callable_and_leaves_the_rest(lab
     assert api.end_of(first)["output"] == "the worker was told to stop (SIGTERM) while it ran dag.f"
     assert api.end_of(first)["lost"]
     assert ("running", str(second.callback_id)) not in api.told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_worker_that_is_killed_leaves_no_callable_behind(lab):
+    """Another worker will have the run, and nobody could tell this one to stop."""
+    mark = lab.path / "pid"
+    lab.failing(
+        "f",
+        bodies=f"def f(context):\n    open({str(mark)!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n",
+    )
+    api = FakeExecutionApi(units=lab.orders())
+    worker = os.fork()
+    if worker == 0:
+        try:
+            supervise(api)
+        finally:
+            os._exit(0)
+    for _ in range(400):
+        if mark.exists() and mark.read_text():
+            break
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+    with pytest.raises((ProcessLookupError, FileNotFoundError)):
+        _wait_until_gone(int(mark.read_text()))
 
 
 def test_a_worker_that_ignores_an_interrupt_lets_the_callable_end(lab):

@@ -9,6 +9,7 @@ like any other.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from airflow.dag_processing.bundles.base import BundleVersionLock
@@ -36,17 +37,22 @@ from callback_priority.worker.output import describe_error, describe_result, mas
 __all__ = ["DagFileError", "carry_out", "load", "main"]
 
 
+_PR_SET_PDEATHSIG: Final = 1
+
+
 class DagFileError(CallbackPriorityError, ImportError):
     """A Dag cannot be had from its bundle; the message holds the real error."""
 
 
-def main(run: Run, orders: Sequence[UnitOrder]) -> None:
+def main(run: Run, orders: Sequence[UnitOrder], supervisor: int) -> None:
     """What the forked process does; its standard input is the line to the supervisor.
 
     Args:
         run: What the API server handed out.
         orders: The units that are still to run.
+        supervisor: The process that forked this one.
     """
+    _end_with(supervisor)
     with suppress(OSError):
         os.setpgid(0, 0)  # so that a signal reaches whatever a callable starts
     # As where the Dag processor loads Dag files: secrets are asked of the supervisor, not of a database.
@@ -169,6 +175,17 @@ def _siblings(run: Run, order: UnitOrder) -> frozenset[str]:
         for each in run.units
         if each.callback_id != order.callback_id and (each.kind, each.request) == (order.kind, order.request)
     )
+
+
+def _end_with(supervisor: int) -> None:
+    """Have Linux kill this process when its supervisor is gone, who can then neither tell of it nor stop it.
+
+    The scheduler sees such a worker's end and lets another have the run: what goes on here would run beside that.
+    """
+    with suppress(Exception):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != supervisor:
+        os._exit(1)
 
 
 def _own_line() -> socket.socket:

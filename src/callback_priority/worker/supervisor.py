@@ -228,9 +228,9 @@ class RunnerProcess(WatchedSubprocess):
     @classmethod
     def start(cls, *, client: Client, progress: Progress) -> RunnerProcess:  # type: ignore[override]
         """Fork a process for the units that wait."""
-        run, orders = progress.run, tuple(progress.waiting)
+        run, orders, supervisor = progress.run, tuple(progress.waiting), os.getpid()
         process: RunnerProcess = super().start(
-            target=lambda: child.main(run, orders),
+            target=lambda: child.main(run, orders, supervisor),
             logger=progress.process_log,
             id=progress.callback_id,
             client=client,
