@@ -28,6 +28,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -145,6 +146,8 @@ class Settlement:
         self.job_id = job_id
         self.owed: set[UUID] = set()
         """Runs that have ended and may not be settled: the transaction may yet be rolled back."""
+        self.next_retry_seconds = inf
+        """In how many seconds the first of those is to be tried again that were set aside since this was last read."""
 
     def take_events(self, session: Session, executor: Any) -> list[CallbackKey]:
         """Take the events of callbacks out of an executor's buffer of which Airflow's method knows too little.
@@ -276,6 +279,8 @@ class Settlement:
                 continue
             delay = self.settings.retry_delay_seconds(service_class, failures, callback_id)
             retry_at = now + timedelta(seconds=delay) if each.waits and delay else None
+            if retry_at is not None:
+                self.next_retry_seconds = min(self.next_retry_seconds, delay)
             again.append(items.Lost(callback_id=callback_id, reason=each.reason, retry_at=retry_at))
         if again:
             ids = [each.callback_id for each in again]

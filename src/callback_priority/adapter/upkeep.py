@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime, timedelta
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Upkeep"]
 
 log = logging.getLogger(__name__)
-
-UNPARK_SECONDS: Final = 1.0
-"""How often it is looked whether a callback's delay has passed: one probe of an index."""
 
 _TASK_HOLDS: Final = frozenset(
     {TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING}
@@ -70,12 +68,15 @@ class Upkeep:
         self.roused = 0
         self._sweep_at = clock()
         self._retry_at = clock()
-        self._unpark_at = clock()
+        self._unpark_at = inf
         self._reconcile_at = clock() + settings.reconcile_interval_seconds
 
     def is_due(self) -> bool:
         """Whether `run` has something to do."""
-        return self.clock() >= min(self._sweep_at, self._retry_at, self._unpark_at)
+        clock = self.clock()
+        self._unpark_at = min(self._unpark_at, clock + self.settlement.next_retry_seconds)
+        self.settlement.next_retry_seconds = inf
+        return clock >= min(self._sweep_at, self._retry_at, self._unpark_at)
 
     def sweep_soon(self) -> None:
         """Something was found that a sweep puts right: do it in this loop."""
@@ -107,11 +108,14 @@ class Upkeep:
                 prefix = f"expired after {self.settings.executor_time_to_live_seconds:g} s: "
                 reasons = {each: prefix + why.removeprefix(prefix) for each, why in expired.items()}
                 self.settlement.give_up(session, reasons, now).tell()
+            self._unpark_at = min(self._unpark_at, clock)
             if items.any_triggered(connection):
                 self.roused += self.settlement.reroute_triggered(session, now, BATCH)
         if clock >= self._unpark_at:
-            self._unpark_at = clock + UNPARK_SECONDS
-            self.roused += items.unpark_due(connection, now, limit=BATCH)
+            unparked = items.unpark_due(connection, now, limit=BATCH)
+            next_at = items.next_retry(connection)
+            self._unpark_at = inf if next_at is None else clock + max(0.0, (next_at - now).total_seconds())
+            self.roused += unparked
         if clock >= self._sweep_at:
             self._sweep_at = clock + self.settings.sweep_interval_seconds
             if self._sweep(session, now):

@@ -53,6 +53,7 @@ __all__ = [
     "mark_done",
     "mark_granted",
     "name_externally",
+    "next_retry",
     "outlived",
     "park",
     "read_item",
@@ -249,6 +250,9 @@ _DUE: Final = (
     .order_by(_ITEM.retry_at)
     .limit(bindparam("most", type_=Integer))
 )
+_NEXT_RETRY: Final = (
+    select(_ITEM.retry_at).where(_ITEM.retry_at.is_not(None)).order_by(_ITEM.retry_at).limit(1)
+)
 _EXPIRED: Final = (
     select(_ITEM.callback_id, _ITEM.reason)
     .where(
@@ -437,6 +441,11 @@ def unpark_due(conn: Connection, now: datetime, limit: int = KEYS_PER_STATEMENT)
     """
     due = conn.scalars(_DUE, {"now": now, "most": limit}).all()
     return requeue(conn, due) if due else 0
+
+
+def next_retry(conn: Connection) -> datetime | None:
+    """When the first parked callback is due; one probe of an index."""
+    return conn.scalar(_NEXT_RETRY)
 
 
 def outlived(
