@@ -26,7 +26,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
 from tests.support.servers import die_with_parent, free_port
 
-__all__ = ["Deployment", "DeploymentError", "Executor", "Launcher", "Process", "deployed"]
+__all__ = ["Deployment", "DeploymentError", "Executor", "Launcher", "Process", "deployed", "launched"]
 
 Executor = Literal["LocalExecutor", "CeleryExecutor"]
 Options = Mapping[str, Mapping[str, object]]
@@ -98,10 +98,18 @@ class Launcher(Protocol):
     ) -> Process: ...
 
 
-def _launched(name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
+def launched(
+    name: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    python: str | Path = sys.executable,
+) -> Process:
+    """Start a component with an interpreter in which Airflow is installed; a `Launcher`."""
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [sys.executable, "-m", "airflow", *arguments],
+            [python, "-m", "airflow", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -492,7 +500,7 @@ class Deployment:
         log = self.logs / f"{name}.log"
         log_before = len(self.log(name))
         environment = self.environment | {"CALLBACK_RECORDER_COMPONENT": name}
-        launch = self.launchers.get(_kind(name), _launched)
+        launch = self.launchers.get(_kind(name), launched)
         process = launch(name, arguments, environment, log)
         self._running[name] = _Component(
             name=name, process=process, log=log, jobs_before=jobs, log_before=log_before
