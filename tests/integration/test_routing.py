@@ -623,6 +623,33 @@ def test_what_another_triggerer_took_over_stays_there(triggerer):
     assert Trigger.ids_for_triggerer(other) == [rows(Trigger.__table__)[0].id]
 
 
+@ON_POSTGRESQL
+def test_a_triggerer_and_a_worker_never_both_get_it(triggerer):
+    """Whoever has locked the trigger first has it; the other passes it over without waiting."""
+    from airflow.models.trigger import Trigger
+    from airflow.utils.session import create_session
+
+    from callback_priority.adapter.routing import fallback
+
+    taken_and_left_behind(triggerer)
+    other = another_triggerer()
+    now = datetime.now(timezone.utc)
+    with create_session(scoped=False) as taking:
+        taken = Trigger.get_sorted_triggers(
+            capacity=9, alive_triggerer_ids=[other], queues=None, session=taking
+        )
+        assert len(taken) == 1
+        with create_session(scoped=False) as rerouting:
+            assert fallback.reroute_triggered(rerouting, now, 100) == 0
+    with create_session(scoped=False) as rerouting:
+        assert fallback.reroute_triggered(rerouting, now, 100) == 1
+        Trigger.assign_unassigned(other, 100, 30)
+        assert Trigger.ids_for_triggerer(other) == []
+    Trigger.assign_unassigned(other, 100, 30)
+    assert Trigger.ids_for_triggerer(other) == []
+    assert rows(Trigger.__table__) == []
+
+
 def test_what_lost_its_last_attempt_with_its_triggerer_is_failed(triggerer, option, routing):
     from airflow.models.trigger import Trigger
 
