@@ -4,14 +4,14 @@ Airflow 3.2 and 3.3 assign the trigger of a task or an asset only while no livin
 a callback that condition is missing: with two triggerers each takes all callbacks in each of its loops, so both begin
 every one, and the one from which it was taken may drop it in the middle. Airflow 3.4 has the condition.
 
-Where it is missing, the condition is added to Airflow's own statement as Airflow's own method executes it: before its LIMIT counts, so
-that nothing hides what can be assigned, and with its order, its row locks, queues and teams. Nothing else of the
-method is touched. Whether this fits is known by the method's fingerprint (`callback_priority.compat`).
+Where it is missing, the condition is added to Airflow's own statement as Airflow's own method executes it: before its
+LIMIT counts, so that nothing hides what can be assigned, and with its order, its row locks, queues and teams. Nothing
+else of the method is touched. Whether this fits is known by the method's fingerprint (`callback_priority.compat`).
 
-On every version: what a dead triggerer had is assigned to another, as Airflow does for tasks. It may have begun, so with ``mode = active``
-it counts as a lost attempt (``callback_max_attempts``): a callback that kills its triggerers does not get all of
-them, and with 1 none is begun twice. Where nothing of that can be written, callbacks are assigned all the same, unless
-that could break the promise of at most once.
+What a dead triggerer had is assigned to another, as Airflow does for tasks. It may have begun, so on every version,
+with ``mode = active``, it counts as a lost attempt (``callback_max_attempts``): a callback that kills its triggerers
+does not get all of them, and with 1 none is begun twice. Where nothing of that can be written, callbacks are assigned
+all the same, unless that could break the promise of at most once.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ def uninstall() -> None:
 
 
 def _exclusive(stock: Callable[..., Any]) -> Callable[..., Any]:
+    lacks_condition = not _has_condition()
+
     @functools.wraps(stock)
     def get_sorted_triggers(
         cls: Any,
@@ -103,7 +105,7 @@ def _exclusive(stock: Callable[..., Any]) -> Callable[..., Any]:
         *more: Any,
         **named: Any,
     ) -> Sequence[Any]:
-        first_amended: Any = _Amending(session, cls, alive_triggerer_ids)
+        first_amended: Any = _Amending(session, cls, alive_triggerer_ids, lacks_condition)
         found = stock(cls, capacity, alive_triggerer_ids, queues, first_amended, *more, **named)
         # The rows of callbacks are the longer ones. Airflow takes the first value of each row.
         lost = {row[2]: row[0] for row in found if len(row) > 1 and row[1] is not None}
@@ -119,12 +121,12 @@ def _exclusive(stock: Callable[..., Any]) -> Callable[..., Any]:
 class _Amending:
     """A session whose first statement is the one that finds callbacks: the first of three in Airflow's method."""
 
-    def __init__(self, session: Session, trigger: Any, alive: Any) -> None:
+    def __init__(self, session: Session, trigger: Any, alive: Any, lacks_condition: bool) -> None:
         self._session = session
         self._trigger = trigger
         self._alive = alive
         self._is_first = True
-        self._lacks_condition = not _has_condition()
+        self._lacks_condition = lacks_condition
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -150,19 +152,22 @@ def lost_reason(failures: int) -> str:
 
 def _withheld(session: Session, ids: Collection[UUID]) -> Collection[UUID]:
     """Count what dead triggerers had as lost attempts; returns what must not be assigned again."""
-    from callback_priority.adapter.routing import sink  # noqa: PLC0415 - it needs models, and a restart is rare
-    from callback_priority.adapter.savepoints import savepoint  # noqa: PLC0415
-
-    settings = sink.settings()
-    if settings is None or settings.mode is not Mode.ACTIVE:
-        return ()
-    connection = session.connection()
+    settings = None
     try:
+        # Not at the top: they need Airflow's models, and most triggerers never need them.
+        from callback_priority.adapter.routing import sink  # noqa: PLC0415
+        from callback_priority.adapter.savepoints import savepoint  # noqa: PLC0415
+
+        settings = sink.settings()
+        if settings is None or settings.mode is not Mode.ACTIVE:
+            return ()
+        connection = session.connection()
         with savepoint(connection, "callback_priority_lost"):
             return _count_lost(connection, ids, settings)
     except Exception:
         log.exception("%d callback(s) of triggerers that have ended could not be counted", len(ids))
-        return ids if 1 in settings.callback_max_attempts.values() else ()
+        once = settings is not None and 1 in settings.callback_max_attempts.values()
+        return ids if once else ()
 
 
 def _count_lost(connection: Connection, ids: Collection[UUID], settings: Settings) -> Collection[UUID]:
