@@ -27,7 +27,7 @@ FULL = (
     Phase(
         executor="CeleryExecutor",
         amounts=Amounts(
-            deadlines=500, task_callbacks=1000, dag_callbacks=1200, mails=200, tasks=500, seconds=480
+            deadlines=150, task_callbacks=1400, dag_callbacks=1200, mails=200, tasks=500, seconds=480
         ),
         plan=Plan(
             schedulers=36,
@@ -43,7 +43,7 @@ FULL = (
     Phase(
         executor="LocalExecutor",
         amounts=Amounts(
-            deadlines=500, task_callbacks=1000, dag_callbacks=600, mails=200, tasks=500, seconds=420
+            deadlines=150, task_callbacks=1000, dag_callbacks=800, mails=150, tasks=500, seconds=420
         ),
         plan=Plan(
             schedulers=24,
