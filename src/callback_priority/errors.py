@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 import attrs
 
-__all__ = ["CallbackPriorityError", "ConfigurationError", "InternalError", "Problem"]
+__all__ = [
+    "CallbackPriorityError",
+    "ConfigurationError",
+    "InternalError",
+    "Problem",
+    "TransactionLostError",
+]
 
 
 class CallbackPriorityError(Exception):
@@ -15,6 +21,13 @@ class CallbackPriorityError(Exception):
 
 class InternalError(CallbackPriorityError, AssertionError):
     """An invariant that this library promises to itself does not hold: a bug here, never in a Dag."""
+
+
+class TransactionLostError(CallbackPriorityError):
+    """The database does not let us undo a part of a transaction: only a rollback of all of it helps.
+
+    Its cause says what happened; a lost connection, as a rule.
+    """
 
 
 @attrs.frozen(kw_only=True)

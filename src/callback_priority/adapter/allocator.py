@@ -41,9 +41,9 @@ from callback_priority.adapter.breaker import Breaker
 from callback_priority.adapter.handover import HandOver
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.journal import Journal
-from callback_priority.adapter.planning import PlanInput, Router, offered_pools, snapshot_of, without
+from callback_priority.adapter.planning import Aside, PlanInput, Router, offered_pools, snapshot_of, without
 from callback_priority.adapter.recovery import Recovery
-from callback_priority.adapter.savepoints import savepoint
+from callback_priority.adapter.savepoints import roll_back_if_lost, savepoint
 from callback_priority.adapter.settlement import GivenUp, Settlement
 from callback_priority.adapter.shadow import Shadow
 from callback_priority.adapter.turn import Turn
@@ -53,7 +53,7 @@ from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import TaskAnswer
 from callback_priority.core.units import MICROSECONDS, SlotMicros
-from callback_priority.errors import InternalError
+from callback_priority.errors import InternalError, TransactionLostError
 from callback_priority.persistence import items, waiting
 from callback_priority.persistence.flows import read_state, write_flows
 from callback_priority.policy.settings import Mode, Settings
@@ -70,6 +70,9 @@ NEW_ITEMS: Final = "callback_priority_new_items"
 
 HURRIED_IDLE_SLEEP_SECONDS: Final = 0.1
 """How long an idle scheduler sleeps when callbacks may be waiting for its next loop."""
+
+_WRITES: Final = frozenset({"enqueue", "done"})
+"""What writes before it reads."""
 
 Select = Callable[..., "list[Any]"]
 
@@ -154,6 +157,8 @@ class SlotAllocator:
         try:
             with savepoint(connection, "callback_priority_plan", reads_first=True):
                 turn = self._plan(session, pools)
+        except TransactionLostError:
+            raise
         except Exception as error:
             self._failed("plan", error)
             return original(max_tis, session=session)
@@ -164,6 +169,8 @@ class SlotAllocator:
                     self.shadow.record(connection, turn, found)
                 turn.recorded = True
                 self.turn = turn
+            except TransactionLostError:
+                raise
             except Exception as error:
                 self._failed("shadow", error)
             return found
@@ -178,6 +185,8 @@ class SlotAllocator:
             try:
                 self._take_answer(session, turn, found, asked)
                 try_again = len(found) == asked == turn.offer.task_slots and self._offer_rest(turn)
+            except TransactionLostError:
+                raise
             except Exception as error:
                 self._failed("answer", error)
                 return turn.task_instances
@@ -187,6 +196,8 @@ class SlotAllocator:
                     given_up = self._record(session, turn)
                 self._tell(turn, given_up)
             turn.recorded = True
+        except TransactionLostError:
+            raise
         except Exception as error:
             self._failed("grant", error)
             return turn.task_instances
@@ -271,7 +282,8 @@ class SlotAllocator:
             turn.unfit |= loaded.unfit
             turn.elsewhere |= loaded.elsewhere
             turn.missing |= loaded.missing
-            lost = loaded.unfit.keys() | loaded.elsewhere | loaded.missing
+            turn.aside += [Aside(callback_id=each, reason=why) for each, why in loaded.later.items()]
+            lost = loaded.unfit.keys() | loaded.later.keys() | loaded.elsewhere | loaded.missing
             if not lost:
                 return
             turn.snapshot = without(turn.snapshot, lost)
@@ -420,6 +432,7 @@ class SlotAllocator:
                 metrics.count("callbacks_granted", handed)
             self.hand.adopt_queued()
         except Exception as error:
+            roll_back_if_lost(session, error)
             self._failed("hand over", error)
             self.upkeep.sweep_soon()
         return handed
@@ -463,11 +476,8 @@ class SlotAllocator:
             self.in_flight.ended([*ended, *routed])
         finished = [UUID(key.id) for key in ended if isinstance(key, CallbackKey)]
         if finished:
-            try:
-                with savepoint(session.connection(), "callback_priority_done"):
-                    items.mark_done(session.connection(), finished, self.utcnow())
-            except Exception as error:
-                self._failed("finish", error)
+            now = self.utcnow()
+            self._guarded(session, "done", lambda: self._mark_done(session, finished, now))
         if routed:
             leaders = [UUID(key.id) for key in routed]
             settle = partial(self.settlement.settle, session, leaders, self.utcnow())
@@ -510,15 +520,22 @@ class SlotAllocator:
         elif roused:
             self.hurry()
 
+    @staticmethod
+    def _mark_done(session: Session, finished: list[UUID], now: datetime) -> None:
+        items.mark_done(session.connection(), finished, now)
+
     def _note_queued(self, session: Session) -> None:
         self.shadow.note_queued(session.connection(), self.utcnow(), self.charges)
 
     def _guarded(self, session: Session, what: str, action: Callable[[], None]) -> bool:
         """Do something that may fail without harm; returns whether it went well."""
         try:
-            with savepoint(session.connection(), f"callback_priority_{what}", reads_first=what != "enqueue"):
+            with savepoint(
+                session.connection(), f"callback_priority_{what}", reads_first=what not in _WRITES
+            ):
                 action()
         except Exception as error:
+            roll_back_if_lost(session, error)
             self._failed(what, error)
             return False
         return True
@@ -529,6 +546,7 @@ class SlotAllocator:
 
     def calm(self) -> None:
         """A new loop begins: its idle sleep is Airflow's own again."""
+        self.breaker.begin()
         self.runner._scheduler_idle_sleep_time = self.idle_sleep_seconds
 
     # Failures ---------------------------------------------------------------------------------------------

@@ -21,13 +21,21 @@ class Breaker:
     failures: int = 0
     open_until: float = 0.0
     seen: set[str] = attrs.field(factory=set)
+    counted: bool = False
+
+    def begin(self) -> None:
+        """A scheduler loop begins: however many parts of it fail, it counts as one failure."""
+        self.counted = False
 
     def is_open(self, now: float) -> bool:
         """Whether to step aside now (seconds of a clock that never goes back)."""
         return now < self.open_until
 
     def failed(self, now: float) -> bool:
-        """Count a failure; returns whether that opened the breaker."""
+        """Count a failure, once in each loop; returns whether that opened the breaker."""
+        if self.counted:
+            return False
+        self.counted = True
         self.failures += 1
         if self.failures >= self.threshold:
             self.open_until = now + self.back_off_seconds

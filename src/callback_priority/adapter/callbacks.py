@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Loaded",
     "fail",
+    "is_routed",
     "kind_of",
     "load",
     "lock_pending",
@@ -51,6 +52,8 @@ _CALLBACK: Final = ExecutorCallback.__table__
 _RUN: Final = DagRun.__table__
 _DAG: Final = DagModel.__table__
 _LARGEST_KEY: Final = 2**31 - 1
+_SPOILED: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What decoders and schemas raise on data that is not what it should be."""
 _CLASSES: Final = {each.value: each for each in ServiceClass}
 
 
@@ -103,13 +106,20 @@ def _text(fields: Mapping[str, object], name: str) -> str | None:
 
 def swept_item(pending: PendingCallback, settings: Settings) -> NewItem:
     """The item of a pending callback that a sweep found without one."""
+    return new_item(pending.callback_id, _data_of(pending), pending.priority_weight, settings)
+
+
+def is_routed(pending: PendingCallback) -> bool:
+    """Whether a callback is one that this library wrote, so that what it calls stands in its tables only."""
+    return _is_ours(_data_of(pending))
+
+
+def _data_of(pending: PendingCallback) -> object:
     try:
         data = json.loads(pending.data)
-        if isinstance(data, dict) and "__var" in data:
-            data = data["__var"]
     except (ValueError, RecursionError):
-        data = None
-    return new_item(pending.callback_id, data, pending.priority_weight, settings)
+        return None
+    return data["__var"] if isinstance(data, dict) and "__var" in data else data
 
 
 def _run_key(value: object) -> int | None:
@@ -132,6 +142,7 @@ class Loaded:
         batches: Of these, which may share a run with others that wait, by what they must have in common.
         attempts: How often each of them was granted before.
         unfit: Callbacks that can never run, each with the reason.
+        later: Callbacks that cannot be made out now for a reason that is not in their data, each with that reason.
         elsewhere: Callbacks that are no longer pending: somebody else took or ended them.
         missing: Callbacks whose row is locked by another transaction or gone.
     """
@@ -140,6 +151,7 @@ class Loaded:
     batches: dict[UUID, str] = attrs.field(factory=dict)
     attempts: dict[UUID, int] = attrs.field(factory=dict)
     unfit: dict[UUID, str] = attrs.field(factory=dict)
+    later: dict[UUID, str] = attrs.field(factory=dict)
     elsewhere: set[UUID] = attrs.field(factory=set)
     missing: set[UUID] = attrs.field(factory=set)
 
@@ -155,11 +167,18 @@ def load(
         queues: The queues of the classes that have one of their own, for executors that have queues.
 
     A row that cannot be read spoils the statement, so the rows are then read by halves until it stands alone.
+
+    Raises:
+        DBAPIError: The database failed.
+        Exception: None of several can be made out, for a reason that is not in their data.
     """
     loaded = Loaded()
     executors = dict(wanted)
     queue_of = _Queues(queues or {}, conf.get("operators", "default_queue", fallback="default"))
-    _load(session, list(executors), executors, queue_of, loaded)
+    errors: list[Exception] = []
+    _load(session, list(executors), executors, queue_of, loaded, errors)
+    if len(errors) > 1 and len(errors) == len(executors):
+        raise errors[0]
     return loaded
 
 
@@ -194,19 +213,25 @@ class _DagRun:
 
 
 def _load(
-    session: Session, ids: list[UUID], executors: dict[UUID, Any], queues: _Queues, loaded: Loaded
+    session: Session,
+    ids: list[UUID],
+    executors: dict[UUID, Any],
+    queues: _Queues,
+    loaded: Loaded,
+    errors: list[Exception],
 ) -> None:
+    """Sort callbacks into what can run, cannot run, and cannot be made out now; errors of the last are collected."""
     try:
         rows = _rows(session, ids)
     except DBAPIError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a column's decoder raises on hostile data
         if len(ids) == 1:
-            loaded.unfit[ids[0]] = f"its row cannot be read: {_brief(error)}"
+            _cannot(loaded, ids[0], f"its row cannot be read: {_brief(error)}", error, errors)
             return
         middle = len(ids) // 2
-        _load(session, ids[:middle], executors, queues, loaded)
-        _load(session, ids[middle:], executors, queues, loaded)
+        _load(session, ids[:middle], executors, queues, loaded, errors)
+        _load(session, ids[middle:], executors, queues, loaded, errors)
         return
     loaded.missing.update(set(ids) - {row.id for row in rows})
     with _configuration_read_once():
@@ -227,12 +252,23 @@ def _load(
                 )
                 workload.callback.data["queue"] = queues.queue(row)
             except Exception as error:  # noqa: BLE001 - hostile data meets Airflow's schemas; one row must not stop the rest
-                loaded.unfit[row.id] = f"its workload cannot be made: {_brief(error)}"
+                _cannot(loaded, row.id, f"its workload cannot be made: {_brief(error)}", error, errors)
             else:
                 loaded.workloads[row.id] = workload
                 loaded.attempts[row.id] = row.attempts
                 if row.batch is not None:
                     loaded.batches[row.id] = row.batch
+
+
+def _cannot(
+    loaded: Loaded, callback_id: UUID, reason: str, error: Exception, errors: list[Exception]
+) -> None:
+    """A row that its data spoils can never run; of any other trouble it is not known, so it is looked at again."""
+    if isinstance(error, _SPOILED):
+        loaded.unfit[callback_id] = reason
+    else:
+        loaded.later[callback_id] = reason
+        errors.append(error)
 
 
 def _rows(session: Session, ids: list[UUID]) -> Sequence[Any]:

@@ -17,6 +17,7 @@ from callback_priority.adapter.savepoints import savepoint
 from callback_priority.adapter.settlement import Settlement
 from callback_priority.adapter.turn import Turn
 from callback_priority.core.classes import ServiceClass
+from callback_priority.core.snapshot import Grant
 from callback_priority.core.units import MICROSECONDS, SlotMicros
 from callback_priority.persistence import items
 
@@ -66,9 +67,21 @@ class HandOver:
         Returns:
             How many callbacks were granted, those that share runs included.
         """
+        on_their_way = {each: CallbackKey(str(each)) for each in turn.granted}
+        try:
+            return self._give(session, turn, on_their_way)
+        except Exception:
+            # They are with no executor; out of the ledger, a sweep takes them back at once.
+            self.in_flight.ended(on_their_way.values())
+            raise
+
+    def _give(self, session: Session, turn: Turn, on_their_way: dict[UUID, CallbackKey]) -> int:
         refused: dict[UUID, str] = {}
         returned: list[UUID] = []
-        self._enter(turn)
+        try:
+            self._enter(turn)
+        except Exception as error:  # noqa: BLE001 - who is not entered by now is entered below, or by `adopt_queued`
+            self.failed("enter", error)
         overtaken = self._overtaken(session, turn)
         for grant in turn.decision.grants:
             callback_id = grant.candidate.id
@@ -79,6 +92,8 @@ class HandOver:
                 continue
             label = str(grant.candidate.executor)
             try:
+                if on_their_way[callback_id] not in self.in_flight.ledger:
+                    self._enter_callback(turn, grant)
                 self.in_flight.by_label[label].queue_workload(turn.workloads[callback_id], session=session)
             except NotImplementedError as error:
                 self.router.unsupported.add(label)
@@ -86,6 +101,8 @@ class HandOver:
             except Exception as error:  # noqa: BLE001 - an executor's failure costs this callback a loop, no more
                 self.failed("queue workload", error)
                 returned.append(callback_id)
+            else:
+                del on_their_way[callback_id]
         if refused or returned:
             self.in_flight.ended(CallbackKey(str(each)) for each in (*refused, *returned))
             self._take_back(session, turn, refused, returned)
@@ -114,16 +131,8 @@ class HandOver:
         }
         task_instances = iter(turn.task_instances)
         for grant in turn.decision.grants:
-            charge = turn.charges[grant.service_class]
             if grant.candidate.id is not None:
-                self.in_flight.hold(
-                    CallbackKey(str(grant.candidate.id)),
-                    grant.service_class,
-                    str(grant.candidate.executor),
-                    charge=charge,
-                    pool=grant.pool,
-                    at=turn.monotonic_us,
-                )
+                self._enter_callback(turn, grant)
                 continue
             task_instance = next(task_instances)
             key = task_instance.key
@@ -131,7 +140,7 @@ class HandOver:
                 key,
                 ServiceClass.TASK,
                 queued_in.get(key, ""),
-                charge=charge,
+                charge=turn.charges[ServiceClass.TASK],
                 pool=task_instance.pool,
                 width=task_instance.pool_slots,
                 at=turn.monotonic_us,
@@ -139,6 +148,16 @@ class HandOver:
             if key not in queued_in:
                 # Airflow selected it and did not queue it (its Dag run has ended): the charge goes back.
                 self.in_flight.ended([key])
+
+    def _enter_callback(self, turn: Turn, grant: Grant) -> None:
+        self.in_flight.hold(
+            CallbackKey(str(grant.candidate.id)),
+            grant.service_class,
+            str(grant.candidate.executor),
+            charge=turn.charges[grant.service_class],
+            pool=grant.pool,
+            at=turn.monotonic_us,
+        )
 
     def _take_back(
         self, session: Session, turn: Turn, refused: dict[UUID, str], returned: list[UUID]

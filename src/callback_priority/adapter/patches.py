@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from callback_priority import compat
+from callback_priority.adapter.guard import guarded
 
 __all__ = ["applied", "apply", "undo"]
 
@@ -28,7 +28,7 @@ def apply(replacements: Mapping[str, Callable[..., Any]]) -> None:
     originals = {name: target.cls.__dict__[name] for name, target in targets.items()}
     try:
         for name, original in originals.items():
-            setattr(targets[name].cls, name, _bound(replacements[name], original))
+            setattr(targets[name].cls, name, guarded(name, replacements[name], original))
             _originals[name] = original
     except Exception:
         undo()
@@ -40,11 +40,3 @@ def undo() -> None:
     for name, original in _originals.items():
         setattr(compat.REPLACED[name].cls, name, original)
     _originals.clear()
-
-
-def _bound(function: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return function(original, *args, **kwargs)
-
-    return method

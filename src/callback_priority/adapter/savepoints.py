@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import StatementError
 
-__all__ = ["savepoint"]
+from callback_priority.errors import TransactionLostError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["roll_back_if_lost", "savepoint"]
 
 
 @contextmanager
@@ -26,16 +32,38 @@ def savepoint(connection: Connection, name: str, *, reads_first: bool = False) -
         reads_first: The block reads before it writes, if it writes at all. SQLite then gets no savepoint: it
             would hold a read lock, and SQLite refuses to turn that into a write lock once others have
             written. PostgreSQL needs one even to read, since a failed statement fails every later one.
+
+    Raises:
+        TransactionLostError: The savepoint cannot be made, or not be rolled back to. Whoever began the transaction
+            has to roll it back; see `roll_back_if_lost`.
     """
     wanted = connection.dialect.name != "sqlite" or not reads_first
     if wanted:
-        connection.exec_driver_sql(f"SAVEPOINT {name}")
+        try:
+            connection.exec_driver_sql(f"SAVEPOINT {name}")
+        except Exception as error:
+            raise TransactionLostError(f"savepoint {name} cannot be made") from error
     try:
         yield
+    except TransactionLostError:
+        raise
     except Exception as error:
         if isinstance(error, StatementError):
             # It is logged; what was to be written holds the configuration of Dag runs, which may be secret.
             error.hide_parameters = True
         if wanted:
-            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {name}")
+            try:
+                connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {name}")
+            except Exception:  # noqa: BLE001 - whatever it is, the first error says more
+                raise TransactionLostError(f"savepoint {name} cannot be rolled back to") from error
         raise
+
+
+def roll_back_if_lost(session: Session, error: Exception) -> None:
+    """Begin anew if an error says that the transaction is of no use any more.
+
+    What Airflow had written in it is undone with it. That is no more than what the lost connection had undone, and
+    what Airflow does in it next has a connection again.
+    """
+    if isinstance(error, TransactionLostError):
+        session.rollback()

@@ -36,12 +36,12 @@ import attrs
 from airflow.models.callback import CallbackKey
 from airflow.utils.state import CallbackState
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.routing import fallback
-from callback_priority.adapter.savepoints import savepoint
+from callback_priority.adapter.savepoints import roll_back_if_lost, savepoint
+from callback_priority.errors import TransactionLostError
 from callback_priority.persistence import items, requests, settling, units
 from callback_priority.policy.settings import Settings
 
@@ -71,7 +71,7 @@ class Withdrawal(Enum):
     IMPOSSIBLE = "impossible"
     """A part of it has been called already, or what it was cannot be read any more."""
     FAILED = "failed"
-    """The database failed: it may be possible later."""
+    """The database failed, or we did: it may be possible later."""
 
 
 @attrs.frozen(kw_only=True)
@@ -205,6 +205,7 @@ class Settlement:
             with savepoint(session.connection(), "callback_priority_events", reads_first=True):
                 return settling.standings(session.connection(), [UUID(key.id) for key in told])
         except Exception as error:  # noqa: BLE001 - Airflow's own events must go on
+            roll_back_if_lost(session, error)
             self.failed("events", error)
             return {}
 
@@ -215,6 +216,7 @@ class Settlement:
                 callbacks.to_running(session.connection(), running)
                 items.name_externally(session.connection(), names, self.job_id)
         except Exception as error:  # noqa: BLE001 - as above
+            roll_back_if_lost(session, error)
             self.failed("events", error)
 
     def settle(
@@ -367,6 +369,8 @@ class Settlement:
         try:
             with savepoint(session.connection(), "callback_priority_reroute", reads_first=True):
                 return fallback.reroute_triggered(session, now, limit)
+        except TransactionLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - the rest of upkeep must not suffer from it
             self.failed("reroute", error)
             return 0
@@ -376,7 +380,9 @@ class Settlement:
         try:
             with savepoint(session.connection(), "callback_priority_withdraw", reads_first=True):
                 done = fallback.withdraw(session, request_id, reason)
+        except TransactionLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - one request that cannot be taken back must not stop the rest
             self.failed("withdraw", error)
-            return Withdrawal.FAILED if isinstance(error, SQLAlchemyError) else Withdrawal.IMPOSSIBLE
+            return Withdrawal.IMPOSSIBLE if isinstance(error, ValueError) else Withdrawal.FAILED
         return Withdrawal.DONE if done else Withdrawal.IMPOSSIBLE

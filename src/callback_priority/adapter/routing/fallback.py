@@ -24,6 +24,7 @@ from callback_priority.adapter.routing import executors, sink
 from callback_priority.adapter.routing.units import Call, Occasion, executor_data
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.core.kinds import KINDS
+from callback_priority.errors import TransactionLostError
 from callback_priority.persistence import items, requests, triggered, units
 from callback_priority.persistence.enqueueing import enqueue
 from callback_priority.persistence.items import Item
@@ -223,6 +224,8 @@ def _reroute(session: Session, move: _Move, settings: Settings, now: datetime) -
                 _fail(connection, move, now)
                 return False
             return _to_worker(session, connection, move, settings, now)
+    except TransactionLostError:
+        raise
     except Exception:
         log.exception("Callback %s could not be rerouted, though %s", found.callback_id, move.why)
         return False
