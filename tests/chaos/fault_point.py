@@ -22,7 +22,7 @@ PATIENCE_SECTIONS = 25
 """How many critical sections without such a statement may pass."""
 COMMITTED = 0
 """In place of a number: right after the COMMIT of a section that granted something to callbacks."""
-GRANT = re.compile(r"UPDATE callback_priority_item SET .*\bgranted_at=%")
+GRANT = re.compile(r"UPDATE callback_priority_item SET .*\bgranted_at=(?!NULL)")
 
 
 class FaultPoint:
