@@ -22,6 +22,11 @@ Key = tuple[str, str, int | None]
 """A callback's name, its Dag run, and the try that it is about."""
 
 _EXAMPLES = 3
+_LEFT_FOR = """
+    SELECT max(extract(epoch FROM c.at - j.latest_heartbeat)) FROM chaos_item_change c JOIN job j ON j.id = c.old_job
+    WHERE c.old_state = 'granted' AND c.job IS DISTINCT FROM c.old_job AND c.at > j.latest_heartbeat
+"""
+"""Counted from the last heartbeat of its scheduler; that of one which lives is later."""
 
 
 @attrs.frozen(kw_only=True)
@@ -199,6 +204,7 @@ class Judge:
         apart = [
             (each, granted[each], queued[each]) for each in granted | queued if granted[each] != queued[each]
         ]
+        left_for = self.airflow.value(_LEFT_FOR)
         held = self.airflow.rows("SELECT * FROM callback_priority_item WHERE state != 'done'")
         return [
             Finding(name="grants", value=len(grants)),
@@ -209,6 +215,10 @@ class Judge:
                     each.state == each.old_state == "granted" and each.attempts == each.old_attempts
                     for each in changes
                 ),
+            ),
+            Finding(
+                name="seconds that an attempt was a dead scheduler's, at most",
+                value=None if left_for is None else round(float(left_for), 1),
             ),
             Finding.none_of("attempts granted twice", twice),
             Finding.none_of("grants of what was not waiting", from_elsewhere),

@@ -7,6 +7,7 @@ JSON for each callback that must end, and asks again where the database failed: 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import random
@@ -21,6 +22,7 @@ HERD_SIZE = 25
 UNITS_PER_TASK_REQUEST = 2
 UNITS_PER_DAG_REQUEST = 8
 RETRY_SECONDS = 0.5
+POLL_SECONDS = 0.2
 READY = "ready"
 """Said once what must not be asked for twice has been."""
 PATIENCE_SECONDS = 120.0
@@ -36,7 +38,7 @@ class Amounts:
         dag_callbacks: Callbacks of Dags, several for a request.
         mails: E-mails.
         tasks: Task instances.
-        seconds: Over how long it is spread.
+        seconds: Over how long the deadlines are spread.
         each_seconds: How long a deadline's callback takes.
     """
 
@@ -71,17 +73,20 @@ class Loader:
         manifest: Where to write what is asked for.
         seed: Of the order.
         name: What runs are named after, so that a deployment can be loaded more than once.
+        progress: A file with how much of the kills is done, from 0 to 1: of the load no more is asked for, so that
+            there is some to the last; ``None`` to ask for all at once.
     """
 
-    def __init__(self, amounts: Amounts, manifest: Path, seed: int, name: str) -> None:
+    def __init__(self, amounts: Amounts, manifest: Path, seed: int, name: str, progress: Path | None) -> None:
         self.amounts = amounts
+        self.progress = progress
         self.random = random.Random(f"{seed} {name}")  # noqa: S311 - a load, not a secret
         self.name = name
         self.manifest = manifest.open("a", buffering=1)
         self.fields: dict[str, Any] = {}
 
     def run(self) -> None:
-        """Do it all, evenly over the time."""
+        """Do it all: deadlines evenly over the time, all else as the kills go on."""
         runs = -(-self.amounts.dag_callbacks // (2 * UNITS_PER_DAG_REQUEST))
         self.patiently(lambda: self.make_runs(max(1, runs)))
         self.patiently(self.make_deadlines)
@@ -90,11 +95,18 @@ class Loader:
         print(READY, flush=True)
         steps = list(self.steps(max(1, runs)))
         self.random.shuffle(steps)
-        began = time.monotonic()
         for number, step in enumerate(steps):
-            due = began + self.amounts.seconds * number / len(steps)
-            time.sleep(max(0.0, due - time.monotonic()))
+            while self.done() < number / len(steps):
+                time.sleep(POLL_SECONDS)
             self.patiently(step)
+
+    def done(self) -> float:
+        """How much of the kills is done; all, if there are none."""
+        if self.progress is None:
+            return 1.0
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return float(self.progress.read_text())
+        return 0.0
 
     def steps(self, runs: int) -> Iterator[Callable[[], None]]:
         """What is asked for one by one."""
@@ -308,11 +320,12 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--progress", type=Path)
     given = vars(parser.parse_args())
-    manifest, seed, name = given.pop("manifest"), given.pop("seed"), given.pop("name")
+    others = {name: given.pop(name) for name in ("manifest", "seed", "name", "progress")}
     import airflow  # noqa: F401 - its settings, before anything of it
 
-    Loader(Amounts(**given), manifest, seed, name).run()
+    Loader(Amounts(**given), **others).run()
 
 
 if __name__ == "__main__":

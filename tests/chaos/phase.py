@@ -169,6 +169,7 @@ class Phase:
                 [
                     *(sys.executable, HERE / "load.py", *amounts.arguments()),
                     *("--manifest", directory / "manifest.jsonl", "--seed", str(seed), "--name", name),
+                    *("--progress", supervisor.progress),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,

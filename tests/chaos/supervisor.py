@@ -79,6 +79,11 @@ class Supervisor:
     _ready_since: dict[str, float] = attrs.field(factory=dict, init=False)
     _suicides_read: int = attrs.field(default=0, init=False)
 
+    @property
+    def progress(self) -> Path:
+        """The file that says how much of the plan is done, from 0 to 1."""
+        return self.directory / "progress"
+
     def fault_point(self, component: str) -> dict[str, str]:
         """The arguments of a scheduler's fault point."""
         return {
@@ -95,15 +100,18 @@ class Supervisor:
             deadline: By `time.monotonic`, when to stop even if not all is done.
         """
         events = deque(plan.events(self.rng))
+        total = len(events)
         while events and time.monotonic() < deadline:
             self.watch(self.rng.uniform(*plan.pause_seconds))
             event = events[0]
             if getattr(self, f"_kill_{event}")():
                 events.popleft()
                 self.last_kill_at = time.time()
+                self.progress.write_text(str(1 - len(events) / total))
                 self.tell(f"{event}: {len(events)} left")
             elif len(set(events)) > 1:
                 events.rotate(-1)
+        self.progress.write_text("1")
 
     def watch(self, seconds: float) -> None:
         """For a while, start again what has ended."""

@@ -58,6 +58,9 @@ class World:
         }
         return next(answer for part, answer in answers.items() if part in statement)
 
+    def value(self, statement):
+        return 9.0
+
     def records(self):
         called = [
             {"event": "called", "name": name, "run_id": RUN, "try_number": 1 if "task" in name else None}
