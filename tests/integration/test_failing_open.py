@@ -13,8 +13,9 @@ from sqlalchemy.exc import OperationalError
 
 from callback_priority.adapter import allocator as allocator_module
 from callback_priority.adapter.allocator import SlotAllocator
+from callback_priority.compat.executors import queued_callbacks
 from callback_priority.policy.settings import Mode, Settings
-from tests.support.scheduler import Bench, FakeClock, LoopExecutor, scheduler
+from tests.support.scheduler import Bench, FakeClock, LoopExecutor, around, scheduler
 
 ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
@@ -136,17 +137,20 @@ class FailingStatement:
 
         whole = getattr(SlotAllocator, self.method)
 
-        def watched(allocator, original, *args, **kwargs):
-            def airflows(*args, **kwargs):
+        def airflows(original):
+            def call(*args, **kwargs):
                 self.ours = False
                 try:
                     return original(*args, **kwargs)
                 finally:
                     self.ours = True
 
+            return call
+
+        def watched(allocator, original, *args, **kwargs):
             self.ours = True
             try:
-                return whole(allocator, airflows, *args, **kwargs)
+                return whole(allocator, around(original, airflows), *args, **kwargs)
             finally:
                 self.ours = False
 
@@ -337,7 +341,7 @@ def test_what_is_rolled_back_is_not_handed_over(airflow_database, bench, monkeyp
             else:
                 run(1)
         assert executor.count("callback") == 0
-        assert not executor.queued_callbacks
+        assert not queued_callbacks(executor)
         assert bench.callback_states() == {"pending": 4}
         assert {item.state for item in bench.items()} == {"waiting"}
         assert len(runner._callback_priority.ledger) == 0

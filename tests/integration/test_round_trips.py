@@ -8,7 +8,7 @@ import pytest
 
 from callback_priority.adapter.allocator import SlotAllocator
 from callback_priority.policy.settings import Mode, Settings
-from tests.support.scheduler import Bench, FakeClock, LoopExecutor, Statements, scheduler
+from tests.support.scheduler import Bench, FakeClock, LoopExecutor, Statements, around, scheduler
 
 pytestmark = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
 ACTIVE = Settings(mode=Mode.ACTIVE)
@@ -22,11 +22,11 @@ def ours_only(monkeypatch, *names: str):
     def watch(name: str) -> None:
         whole = getattr(SlotAllocator, name)
 
-        def watched(allocator, *args, **kwargs):
-            args = [quiet(each) if callable(each) and place == 0 else each for place, each in enumerate(args)]
+        def watched(allocator, first, *args, **kwargs):
+            original = first if name == "hand_over" else around(first, quiet)
             statements.listening = True
             try:
-                return whole(allocator, *args, **kwargs)
+                return whole(allocator, original, *args, **kwargs)
             finally:
                 statements.listening = False
 

@@ -294,9 +294,7 @@ def test_three_workers_may_end_before_it_runs_and_no_more(airflow_database, rout
     assert workers.runs[0] == ids
     assert sorted(workers.runs[1:]) == sorted([[each] for each in ids] * 2)
     assert routed.bench.callback_states() == {"failed": 2}
-    assert set(routed.bench.outputs().values()) == {
-        "its worker ended before it ran (attempt 3 was its last)"
-    }
+    assert set(routed.bench.outputs().values()) == {"its worker ended before it ran (attempt 3 was its last)"}
     assert states(routed.bench) == {"done": 2}
     assert len(allocator.ledger) == 0
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.quotas import Quota
 from callback_priority.policy.settings import Mode, Settings
-from tests.support.scheduler import Bench, FakeClock, LoopExecutor, scheduler
+from tests.support.scheduler import Bench, FakeClock, LoopExecutor, scheduler, workload_key
 
 ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
@@ -270,6 +270,8 @@ def test_an_executor_that_refuses_when_asked_is_asked_once(airflow_database, ben
 def _own_way(executor, *, refuses: bool):
     from airflow.executors.workloads import ExecuteCallback
 
+    from callback_priority.compat.executors import queued_callbacks
+
     class OwnWay(type(executor)):
         supports_callbacks = False
         asked = 0
@@ -281,7 +283,7 @@ def _own_way(executor, *, refuses: bool):
             self.asked += 1
             if refuses:
                 raise NotImplementedError("no callbacks here")
-            self.queued_callbacks[workload.key] = workload
+            queued_callbacks(self)[workload_key(self, workload)] = workload
 
     executor.__class__ = OwnWay
     return executor

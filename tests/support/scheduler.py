@@ -18,7 +18,16 @@ import attrs
 import uuid6
 from sqlalchemy import func, insert, select, update
 
-__all__ = ["Bench", "FakeClock", "LoopExecutor", "Statements", "hooked", "scheduler"]
+__all__ = [
+    "Bench",
+    "FakeClock",
+    "LoopExecutor",
+    "Statements",
+    "around",
+    "hooked",
+    "scheduler",
+    "workload_key",
+]
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -37,19 +46,31 @@ class FakeClock:
 
 
 def _executor_class() -> type[Any]:
+    from airflow.executors import workloads
     from airflow.executors.base_executor import BaseExecutor
     from airflow.executors.executor_utils import ExecutorName
-    from airflow.models.callback import CallbackKey
-    from airflow.models.connection_test import ConnectionTestKey
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from airflow.utils.state import CallbackState, TaskInstanceState
 
-    class _LoopExecutor(BaseExecutor):
+    from callback_priority.compat.executors import queued_callbacks, queued_connection_tests, queued_tasks
+    from callback_priority.compat.keys import is_callback, is_connection_test
+
+    sorts = getattr(workloads, "WorkloadType", None)
+
+    class Says(BaseExecutor):
+        """Says what it runs as an executor of this version of Airflow does."""
+
+        if sorts is None:
+            supports_callbacks = True
+            supports_connection_test = True
+        else:
+            supported_workload_types = frozenset(sorts)
+            supports_task_instance_uuid = True
+
+    class _LoopExecutor(Says):
         """Holds each workload for some scheduler loops, then reports that it succeeded."""
 
-        supports_callbacks = True
-        supports_connection_test = True
         is_local = False
 
         def __init__(
@@ -78,11 +99,11 @@ def _executor_class() -> type[Any]:
             self.started: list[tuple[int, str, Any]] = []
             self.held: Counter[str] = Counter()
             self.most_inside = 0
+            self.task_ids: dict[Any, str] = {}
 
         @staticmethod
         def kind(key: Any) -> str:
-            kinds = {CallbackKey: "callback", ConnectionTestKey: "test"}
-            return kinds.get(type(key), "task")
+            return "callback" if is_callback(key) else "test" if is_connection_test(key) else "task"
 
         def start(self) -> None:
             pass
@@ -90,13 +111,18 @@ def _executor_class() -> type[Any]:
         def end(self) -> None:
             pass
 
-        def trigger_tasks(self, open_slots: int) -> None:
-            super().trigger_tasks(open_slots if self.takes is None else min(open_slots, self.takes))
+        def _get_workloads_to_schedule(self, open_slots: int) -> Any:
+            # What Airflow's own method would be asked for by an executor that takes fewer than it has room for.
+            return super()._get_workloads_to_schedule(
+                open_slots if self.takes is None else min(open_slots, self.takes)
+            )
 
         def _process_workloads(self, workload_items: Any) -> None:
             for workload in workload_items:
-                key = workload.key if hasattr(workload, "key") else workload.ti.key
-                queues = (self.queued_tasks, self.queued_callbacks, self.queued_connection_tests)
+                key = workload_key(self, workload)
+                if hasattr(workload, "ti"):
+                    self.task_ids[key] = workload.ti.task_id
+                queues = (queued_tasks(self), queued_callbacks(self), queued_connection_tests(self))
                 assert any(queue.pop(key, None) for queue in queues)
                 assert key not in self.inside, f"{key} runs already"
                 self.started.append((self.now, self.kind(key), key))
@@ -134,9 +160,12 @@ def _executor_class() -> type[Any]:
             """Write the state as a task's own process does, before its executor hears of the end."""
             if keys:
                 with create_session() as session:
+                    attempts = [key.id for key in keys if hasattr(key, "id")]
                     session.execute(
                         update(TaskInstance)
-                        .where(TaskInstance.filter_for_tis(keys))
+                        .where(
+                            TaskInstance.id.in_(attempts) if attempts else TaskInstance.filter_for_tis(keys)
+                        )
                         .values(state=TaskInstanceState.SUCCESS)
                         .execution_options(synchronize_session=False)
                     )
@@ -148,13 +177,31 @@ def _executor_class() -> type[Any]:
         def order(self, kind: str) -> list[Any]:
             """The identifiers of a kind in the order in which they were started."""
             keys = [key for _, each, key in self.started if each == kind]
-            return [uuid.UUID(key.id) if kind == "callback" else key.task_id for key in keys]
+            return [uuid.UUID(str(key)) if kind == "callback" else self.task_ids[key] for key in keys]
 
         def share(self, kind: str) -> float:
             """A kind's share of the slot-time held."""
             return self.held[kind] / max(1, self.held.total())
 
     return _LoopExecutor
+
+
+def workload_key(executor: Any, workload: Any) -> Any:
+    """By what an executor of this version of Airflow knows a workload."""
+    if hasattr(executor, "get_workload_key"):
+        return executor.get_workload_key(workload)
+    if hasattr(workload, "ti"):
+        return workload.ti.key
+    return workload.key if hasattr(workload, "key") else workload.callback.key
+
+
+def around(original: Any, wrapper: Callable[[Any], Any]) -> Any:
+    """What one of the allocator's methods is handed of Airflow's, with Airflow's own code wrapped."""
+    return (
+        wrapper(original)
+        if callable(original)
+        else attrs.evolve(original, original=wrapper(original.original))
+    )
 
 
 def LoopExecutor(*args: Any, **kwargs: Any) -> Any:  # noqa: N802 - a class that exists once Airflow is imported
@@ -235,6 +282,8 @@ class Bench:
 
         self.dag(dag_id)
         run_id, version_id, _ = self.dags[dag_id]
+        table = TaskInstance.__table__
+        place = "map_index" if "map_index" in table.c else "region_index"
         with create_session() as session:
             first = session.scalar(select(func.count()).select_from(TaskInstance)) or 0
             rows = [
@@ -243,7 +292,7 @@ class Bench:
                     "dag_id": dag_id,
                     "task_id": f"task_{number}",
                     "run_id": run_id,
-                    "map_index": -1,
+                    place: -1,
                     "try_number": 1,
                     "max_tries": 0,
                     "state": "scheduled",

@@ -8,10 +8,8 @@ it ended with that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Final
-
-from airflow.models.callback import CallbackKey
 
 __all__ = ["adopt", "can_tell", "is_started"]
 
@@ -26,7 +24,7 @@ def can_tell(executor: Any) -> bool:
     )
 
 
-def adopt(executor: Any, names: Mapping[CallbackKey, str]) -> set[CallbackKey]:
+def adopt(executor: Any, names: Mapping[Hashable, str]) -> set[Hashable]:
     """Have an executor look after callbacks from now on, as if it had sent them itself.
 
     Of those that have ended the executor reports the end at once.
@@ -52,7 +50,7 @@ def adopt(executor: Any, names: Mapping[CallbackKey, str]) -> set[CallbackKey]:
     return set(results)
 
 
-def is_started(executor: Any, key: CallbackKey) -> bool:
+def is_started(executor: Any, key: Hashable) -> bool:
     """Whether a worker has a callback, by the executor's own word; where nobody else says so."""
     if not can_tell(executor):
         return False

@@ -28,12 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import attrs
-from airflow.models.callback import CallbackKey
-from airflow.models.pool import Pool
-from airflow.utils.db import DBLocks
 from airflow.utils.session import create_session
-from airflow.utils.sqlalchemy import get_dialect_name
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from callback_priority.adapter import callbacks, metrics
@@ -48,6 +44,9 @@ from callback_priority.adapter.settlement import GivenUp, Settlement
 from callback_priority.adapter.shadow import Shadow
 from callback_priority.adapter.turn import Turn
 from callback_priority.adapter.upkeep import Upkeep
+from callback_priority.compat.keys import callback_of, is_callback
+from callback_priority.compat.rows import keep_data
+from callback_priority.compat.selection import Selection
 from callback_priority.core.accounting import flow_state, settle
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.slot_loop import decide
@@ -73,8 +72,6 @@ HURRIED_IDLE_SLEEP_SECONDS: Final = 0.1
 
 _WRITES: Final = frozenset({"enqueue", "done"})
 """What writes before it reads."""
-
-Select = Callable[..., "list[Any]"]
 
 
 class SlotAllocator:
@@ -134,12 +131,11 @@ class SlotAllocator:
 
     # The critical section ---------------------------------------------------------------------------------
 
-    def select(self, original: Select, max_tis: int, session: Session) -> list[Any]:
+    def select(self, selection: Selection, session: Session) -> list[Any]:
         """Grant slots to callbacks and task instances.
 
         Args:
-            original: Airflow's ``_executable_task_instances_to_queued``, bound.
-            max_tis: The most task instances that Airflow would select now.
+            selection: Airflow's own selection of task instances.
             session: The critical section's session.
 
         Returns:
@@ -150,9 +146,12 @@ class SlotAllocator:
         """
         self.turn = None
         if self.aside:
-            return original(max_tis, session=session)
-        self._take_lock(session)
-        pools = Pool.slots_stats(lock_rows=True, session=session)
+            return selection.unchanged()
+        try:
+            pools = selection.enter()
+        except OperationalError:
+            self.hurry()
+            raise
         connection = session.connection()
         try:
             with savepoint(connection, "callback_priority_plan", reads_first=True):
@@ -161,9 +160,9 @@ class SlotAllocator:
             raise
         except Exception as error:
             self._failed("plan", error)
-            return original(max_tis, session=session)
+            return selection.unchanged()
         if not self.active:
-            found = original(max_tis, session=session)
+            found = selection.unchanged()
             try:
                 with savepoint(connection, "callback_priority_shadow"):
                     self.shadow.record(connection, turn, found)
@@ -176,11 +175,11 @@ class SlotAllocator:
             return found
         try_again = True
         while try_again:
-            asked = min(turn.offer.task_slots, max_tis - len(turn.task_instances))
+            asked = min(turn.offer.task_slots, selection.max_tis - len(turn.task_instances))
             if asked <= 0:
                 break
-            with self._offering(turn):
-                found = original(asked, session=session)
+            with self._room_for_tasks(turn):
+                found = selection.among(offered_pools(turn.pools, turn.offer), asked)
             turn.task_instances += found
             try:
                 self._take_answer(session, turn, found, asked)
@@ -203,15 +202,6 @@ class SlotAllocator:
             return turn.task_instances
         self.turn = turn
         return turn.task_instances
-
-    def _take_lock(self, session: Session) -> None:
-        """Enter the critical section as Airflow does; its selection takes the same lock again for nothing."""
-        if get_dialect_name(session) != "postgresql":
-            return
-        statement = text("SELECT pg_try_advisory_xact_lock(:id)")
-        if not session.execute(statement, {"id": DBLocks.SCHEDULER_CRITICAL_SECTION.value}).scalar():
-            self.hurry()
-            raise OperationalError("Failed to acquire advisory lock", params=None, orig=RuntimeError("55P03"))
 
     def _plan(self, session: Session, pools: Mapping[str, Any]) -> Turn:
         """Read, settle and decide; writes nothing."""
@@ -290,21 +280,17 @@ class SlotAllocator:
             turn.decision = decide(turn.snapshot, self.settings)
 
     @contextmanager
-    def _offering(self, turn: Turn) -> Iterator[None]:
-        """Let Airflow's selection see the slots that are the tasks', in pools and executors, and no others."""
-        offered = offered_pools(turn.pools, turn.offer)
+    def _room_for_tasks(self, turn: Turn) -> Iterator[None]:
+        """Let Airflow's selection see those slots of the executors that are the tasks', and no others."""
         taken = Counter(turn.unreported)
         for grant in turn.decision.grants:
             if grant.candidate.executor is not None:
                 taken[grant.candidate.executor] += 1
-        stock = Pool.__dict__["slots_stats"]
-        Pool.slots_stats = staticmethod(lambda **_: offered)  # type: ignore[method-assign]
         for label, slots in taken.items():
             self.in_flight.by_label[label].parallelism -= slots
         try:
             yield
         finally:
-            Pool.slots_stats = stock  # type: ignore[method-assign]
             for label, slots in taken.items():
                 self.in_flight.by_label[label].parallelism += slots
 
@@ -474,12 +460,12 @@ class SlotAllocator:
             count = original()
         finally:
             self.in_flight.ended([*ended, *routed])
-        finished = [UUID(key.id) for key in ended if isinstance(key, CallbackKey)]
+        finished = [callback_of(key) for key in ended if is_callback(key)]
         if finished:
             now = self.utcnow()
             self._guarded(session, "done", lambda: self._mark_done(session, finished, now))
         if routed:
-            leaders = [UUID(key.id) for key in routed]
+            leaders = [callback_of(key) for key in routed]
             settle = partial(self.settlement.settle, session, leaders, self.utcnow())
             if not self._guarded(session, "settle", settle):
                 self.upkeep.sweep_soon()
@@ -505,9 +491,7 @@ class SlotAllocator:
             session: The transaction in which deadlines were found missed.
         """
         new = session.info.pop(NEW_ITEMS, [])
-        if new and not self._guarded(
-            session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow())
-        ):
+        if new and not self._guarded(session, "enqueue", lambda: self._enqueue(session, new)):
             self.upkeep.sweep_soon()
         roused = len(new)
         if self.upkeep.is_due():
@@ -523,6 +507,11 @@ class SlotAllocator:
     @staticmethod
     def _mark_done(session: Session, finished: list[UUID], now: datetime) -> None:
         items.mark_done(session.connection(), finished, now)
+
+    def _enqueue(self, session: Session, new: Sequence[tuple[UUID, object, int]]) -> None:
+        if self.active:
+            keep_data(session.connection(), new)
+        self.upkeep.enqueue(session, new, self.utcnow())
 
     def _note_queued(self, session: Session) -> None:
         self.shadow.note_queued(session.connection(), self.utcnow(), self.charges)

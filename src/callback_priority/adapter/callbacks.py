@@ -21,6 +21,7 @@ from airflow.utils.state import CallbackState
 from sqlalchemy import Connection, bindparam, case, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
+from callback_priority.compat.rows import RunOfCallback, with_version_data
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import KINDS, CallbackKind, DeadlineCallback
 from callback_priority.persistence.airflow_tables import CALLBACK_TERMINAL
@@ -194,24 +195,6 @@ class _Queues:
         return _text(row.data, "queue") or self.by_class.get(_CLASSES[row.service_class]) or self.default
 
 
-@attrs.frozen
-class _Dag:
-    """What a workload takes of Airflow's ``DagModel``."""
-
-    bundle_name: str | None
-    relative_fileloc: str | None
-
-
-@attrs.frozen
-class _DagRun:
-    """What a workload takes of Airflow's ``DagRun``."""
-
-    dag_id: str
-    run_id: str
-    bundle_version: str | None
-    dag_model: _Dag
-
-
 def _load(
     session: Session,
     ids: list[UUID],
@@ -243,12 +226,17 @@ def _load(
             if reason is not None:
                 loaded.unfit[row.id] = reason
                 continue
-            dag = _Dag(row.bundle_name, row.relative_fileloc)
+            run: Any = RunOfCallback(
+                dag_id=row.dag_id,
+                run_id=row.run_id,
+                bundle_version=row.bundle_version,
+                bundle_name=row.bundle_name,
+                relative_fileloc=row.relative_fileloc,
+                version_data=row.version_data,
+            )
             try:
                 workload = workloads.ExecuteCallback.make(
-                    callback=row,
-                    dag_run=_DagRun(row.dag_id, row.run_id, row.bundle_version, dag),  # type: ignore[arg-type]
-                    generator=executors[row.id].jwt_generator,
+                    callback=row, dag_run=run, generator=executors[row.id].jwt_generator
                 )
                 workload.callback.data["queue"] = queues.queue(row)
             except Exception as error:  # noqa: BLE001 - hostile data meets Airflow's schemas; one row must not stop the rest
@@ -294,6 +282,7 @@ def _rows(session: Session, ids: list[UUID]) -> Sequence[Any]:
         .outerjoin(_DAG, _DAG.c.dag_id == _RUN.c.dag_id)
         .where(_CALLBACK.c.id.in_(ids), _CALLBACK.c.type == CallbackType.EXECUTOR)
     )
+    query = with_version_data(query)
     return session.execute(with_row_locks(query, session, of=_CALLBACK, skip_locked=True)).all()
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
-
-from airflow.models.callback import CallbackKey
 
 from callback_priority.adapter import callbacks
 from callback_priority.adapter.inflight import InFlight
@@ -16,6 +14,8 @@ from callback_priority.adapter.planning import Router
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.adapter.settlement import Settlement
 from callback_priority.adapter.turn import Turn
+from callback_priority.compat.executors import queued_callbacks, queued_tasks
+from callback_priority.compat.keys import callback_key, task_keys
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.snapshot import Grant
 from callback_priority.core.units import MICROSECONDS, SlotMicros
@@ -67,7 +67,7 @@ class HandOver:
         Returns:
             How many callbacks were granted, those that share runs included.
         """
-        on_their_way = {each: CallbackKey(str(each)) for each in turn.granted}
+        on_their_way = {each: callback_key(each) for each in turn.granted}
         try:
             return self._give(session, turn, on_their_way)
         except Exception:
@@ -75,7 +75,7 @@ class HandOver:
             self.in_flight.ended(on_their_way.values())
             raise
 
-    def _give(self, session: Session, turn: Turn, on_their_way: dict[UUID, CallbackKey]) -> int:
+    def _give(self, session: Session, turn: Turn, on_their_way: dict[UUID, Hashable]) -> int:
         refused: dict[UUID, str] = {}
         returned: list[UUID] = []
         try:
@@ -88,7 +88,7 @@ class HandOver:
             if not isinstance(callback_id, UUID):
                 continue
             if callback_id in overtaken:
-                self.in_flight.forget(CallbackKey(str(callback_id)))
+                self.in_flight.forget(callback_key(callback_id))
                 continue
             label = str(grant.candidate.executor)
             try:
@@ -104,7 +104,7 @@ class HandOver:
             else:
                 del on_their_way[callback_id]
         if refused or returned:
-            self.in_flight.ended(CallbackKey(str(each)) for each in (*refused, *returned))
+            self.in_flight.ended(callback_key(each) for each in (*refused, *returned))
             self._take_back(session, turn, refused, returned)
         return len(turn.granted) + sum(len(riding) for riding in turn.companions.values())
 
@@ -127,7 +127,9 @@ class HandOver:
     def _enter(self, turn: Turn) -> None:
         """Enter the turn's grants in the ledger, task instances in the places that were granted to tasks."""
         queued_in = {
-            key: label for label, executor in self.in_flight.by_label.items() for key in executor.queued_tasks
+            key: label
+            for label, executor in self.in_flight.by_label.items()
+            for key in queued_tasks(executor)
         }
         task_instances = iter(turn.task_instances)
         for grant in turn.decision.grants:
@@ -135,7 +137,8 @@ class HandOver:
                 self._enter_callback(turn, grant)
                 continue
             task_instance = next(task_instances)
-            key = task_instance.key
+            keys = task_keys(task_instance)
+            key = next((each for each in keys if each in queued_in), keys[0])
             self.in_flight.hold(
                 key,
                 ServiceClass.TASK,
@@ -151,7 +154,7 @@ class HandOver:
 
     def _enter_callback(self, turn: Turn, grant: Grant) -> None:
         self.in_flight.hold(
-            CallbackKey(str(grant.candidate.id)),
+            callback_key(grant.candidate.id),
             grant.service_class,
             str(grant.candidate.executor),
             charge=turn.charges[grant.service_class],
@@ -167,7 +170,7 @@ class HandOver:
         Companions only wait again: what becomes of them is decided when they come to lead a run.
         """
         connection = session.connection()
-        keys = [CallbackKey(str(each)) for each in (*refused, *returned)]
+        keys = [callback_key(each) for each in (*refused, *returned)]
         self.in_flight.routed.difference_update(keys)
         riding = [each for leader in (*refused, *returned) for each in turn.companions.get(leader, ())]
         given_up = None
@@ -183,10 +186,10 @@ class HandOver:
     def adopt_queued(self) -> None:
         """Enter what reached an executor by other ways, so that it is not lost from sight once dispatched."""
         for label, executor in self.in_flight.by_label.items():
-            for key in executor.queued_tasks:
+            for key in queued_tasks(executor):
                 if key not in self.in_flight.ledger:
                     self.in_flight.hold(key, ServiceClass.TASK, label, charge=SlotMicros(0))
-            for key, workload in executor.queued_callbacks.items():
+            for key, workload in queued_callbacks(executor).items():
                 if key not in self.in_flight.ledger:
                     service_class = callbacks.kind_of(workload.callback.data).service_class
                     self.in_flight.hold(key, service_class, label, charge=SlotMicros(0))

@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
-from airflow.models.callback import CallbackKey
 from airflow.utils.state import CallbackState
 
+from callback_priority.compat.executors import forget_callback, queued, queued_connection_tests
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.ledger import Ledger
 from callback_priority.core.units import MICROSECONDS, SlotMicros
@@ -36,12 +36,7 @@ def executor_label(executor: Any, place: int) -> str:
 
 def queued_and_running(executor: Any) -> set[Hashable]:
     """The keys that an executor itself reports."""
-    return {
-        *executor.queued_tasks,
-        *executor.queued_callbacks,
-        *executor.queued_connection_tests,
-        *executor.running,
-    }
+    return {*queued(executor), *executor.running}
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +88,7 @@ class InFlight:
         granted: Counter[str] = Counter()
         total = 0
         for label, executor in self.by_label.items():
-            for key in executor.queued_connection_tests:
+            for key in queued_connection_tests(executor):
                 self.connection_tests.setdefault(key, label)
         reported = {label: queued_and_running(executor) for label, executor in self.by_label.items()}
         for hold in self.ledger:
@@ -156,19 +151,19 @@ class InFlight:
             self.connection_tests.pop(key, None)
             self.running.discard(key)
 
-    def forget(self, key: CallbackKey) -> None:
+    def forget(self, key: Hashable) -> None:
         """Another scheduler looks after this callback now: what was known of it here does not count."""
         self.ended([key])
         self.routed.discard(key)
         self.abandoned.discard(key)
 
-    def is_late(self, key: CallbackKey) -> bool:
+    def is_late(self, key: Hashable) -> bool:
         """Whether an end that is reported now may be that of an attempt given up before; asked once for each."""
         late = key in self.abandoned and key in self.ledger
         self.abandoned.discard(key)
         return late
 
-    def abandon(self, key: CallbackKey) -> None:
+    def abandon(self, key: Hashable) -> None:
         """Free the slot of a callback whose end will not be reported, in its executor's own books too.
 
         Its key stays in ``routed``: should an end be reported after all, it is not Airflow's to write.
@@ -179,7 +174,7 @@ class InFlight:
         executor = None if hold is None else self.by_label.get(hold.executor)
         if executor is None:
             return
-        executor.queued_callbacks.pop(key, None)
+        forget_callback(executor, key)
         executor.change_state(key, CallbackState.FAILED, remove_running=True)
         # What became of it is for its rows to say.
         executor.event_buffer.pop(key, None)

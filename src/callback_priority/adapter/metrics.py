@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from airflow._shared.observability.metrics import stats
+from callback_priority.compat.metrics import stats
 
 __all__ = ["count"]
 

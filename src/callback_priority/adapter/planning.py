@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 import attrs
-from airflow.executors.base_executor import BaseExecutor
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.pool import Pool
@@ -18,6 +17,8 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import func, select
 
+from callback_priority.compat.executors import may_run_callbacks
+from callback_priority.compat.rows import selection_order
 from callback_priority.core.classes import CLASS_ORDER, FlowKey, ServiceClass
 from callback_priority.core.flows import FlowState
 from callback_priority.core.snapshot import Backlog, Candidate, Decision, PoolSlots, Snapshot
@@ -144,10 +145,7 @@ class Router:
         """
         if label in self.unsupported:
             return True
-        executor = self.in_flight.by_label[label]
-        return (
-            not executor.supports_callbacks and type(executor).queue_workload is BaseExecutor.queue_workload
-        )
+        return not may_run_callbacks(self.in_flight.by_label[label])
 
     def route(
         self, session: Session, found: Iterable[Routable]
@@ -378,14 +376,7 @@ def _wide_heads(session: Session, pools: Sequence[str]) -> dict[str, int]:
     ).all()
     if not wide:
         return {}
-    place = (
-        func.row_number()
-        .over(
-            partition_by=pool,
-            order_by=(-TaskInstance.priority_weight, DagRun.logical_date, TaskInstance.map_index),
-        )
-        .label("place")
-    )
+    place = func.row_number().over(partition_by=pool, order_by=selection_order()).label("place")
     ranked = (
         select(pool.label("pool"), width.label("width"), place)
         .join(TaskInstance.dag_run)

@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from airflow.configuration import conf
 from airflow.executors.local_executor import LocalExecutor
-from airflow.models.callback import CallbackKey
 from airflow.utils.net import get_hostname
 from sqlalchemy import Connection
 
@@ -35,6 +34,7 @@ from callback_priority.adapter import adoption, callbacks, metrics
 from callback_priority.adapter.inflight import InFlight
 from callback_priority.adapter.planning import Router
 from callback_priority.adapter.settlement import Settlement
+from callback_priority.compat.keys import callback_key, callback_of, is_callback
 from callback_priority.core.units import MICROSECONDS, SlotMicros
 from callback_priority.persistence import items, settling
 from callback_priority.persistence.settling import Orphan, Pulse
@@ -132,7 +132,7 @@ class Recovery:
         for each in found:
             if each.callback_id in adopted:
                 self.in_flight.hold(
-                    CallbackKey(str(each.callback_id)),
+                    callback_key(each.callback_id),
                     each.service_class,
                     labels[each.callback_id],
                     charge=SlotMicros(0),
@@ -150,11 +150,11 @@ class Recovery:
 
     def _adopt(self, found: Iterable[Orphan], labels: Mapping[UUID, str]) -> set[UUID]:
         """Have executors look after those of which they can tell what became."""
-        names: dict[str, dict[CallbackKey, str]] = {}
+        names: dict[str, dict[Hashable, str]] = {}
         for each in found:
             label = labels.get(each.callback_id)
             if each.external_id and label and adoption.can_tell(self.in_flight.by_label[label]):
-                names.setdefault(label, {})[CallbackKey(str(each.callback_id))] = each.external_id
+                names.setdefault(label, {})[callback_key(each.callback_id)] = each.external_id
         adopted: set[UUID] = set()
         for label, of_label in names.items():
             try:
@@ -162,7 +162,7 @@ class Recovery:
             except Exception as error:  # noqa: BLE001 - an executor's own code; without its word they are settled by rows
                 self.settlement.failed("adopt", error)
             else:
-                adopted |= {UUID(key.id) for key in keys}
+                adopted |= {callback_of(key) for key in keys}
         return adopted
 
     def _is_local(self, label: str) -> bool:
@@ -189,7 +189,7 @@ class Recovery:
         }
         leaders = set(led_by.values())
         pulses = settling.pulses(connection, leaders)
-        away = {each for each in leaders if CallbackKey(str(each)) not in self.in_flight.ledger}
+        away = {each for each in leaders if callback_key(each) not in self.in_flight.ledger}
         silent = self._silent(pulses)
         killed = self._of_dead_processes(connection, self._in_local_workers(pulses))
         untaken = self._untaken(pulses)
@@ -229,12 +229,12 @@ class Recovery:
 
     def _in_local_workers(self, pulses: Mapping[UUID, Pulse]) -> list[UUID]:
         return [
-            UUID(hold.key.id)
+            callback_of(hold.key)
             for hold in self.in_flight.ledger
-            if isinstance(hold.key, CallbackKey)
+            if is_callback(hold.key)
             and hold.executor in self.in_flight.by_label
             and self._is_local(hold.executor)
-            and UUID(hold.key.id) in pulses
+            and callback_of(hold.key) in pulses
         ]
 
     def _of_dead_processes(self, connection: Connection, leaders: Collection[UUID]) -> set[UUID]:
@@ -259,16 +259,16 @@ class Recovery:
         too_late = present - round(self.settings.callback_running_timeout_seconds * MICROSECONDS)
         found = set()
         for hold in self.in_flight.ledger:
-            if not isinstance(hold.key, CallbackKey) or hold.granted_at > late:
+            if not is_callback(hold.key) or hold.granted_at > late:
                 continue
-            leader = UUID(hold.key.id)
+            leader = callback_of(hold.key)
             if leader in pulses:
                 continue
             if hold.granted_at <= too_late or not self._runs(hold.key, hold.executor):
                 found.add(leader)
         return found
 
-    def _runs(self, key: CallbackKey, label: str) -> bool:
+    def _runs(self, key: Hashable, label: str) -> bool:
         """Whether a worker which does not report has a callback, by its executor's word."""
         if key in self.in_flight.running:
             return True
@@ -293,7 +293,7 @@ class Recovery:
 
     def _abandon(self, leader: UUID) -> None:
         try:
-            self.in_flight.abandon(CallbackKey(str(leader)))
+            self.in_flight.abandon(callback_key(leader))
         except Exception as error:  # noqa: BLE001 - an executor's own code; its rows are settled all the same
             self.settlement.failed("abandon", error)
 

@@ -19,11 +19,16 @@ from airflow.models.callback import ExecutorCallback
 from airflow.models.pool import Pool
 from airflow.utils.session import create_session
 from sqlalchemy import Connection, inspect, select
+from sqlalchemy.exc import OperationalError
 
 from callback_priority import compat
 from callback_priority.adapter import patches
 from callback_priority.adapter.allocator import NEW_ITEMS, SlotAllocator
 from callback_priority.adapter.config import configured_executors, raw_section
+from callback_priority.compat.executors import queue_length
+from callback_priority.compat.keys import is_connection_test, make_readable
+from callback_priority.compat.rows import is_missed_already
+from callback_priority.compat.selection import PoolsFirst, WholeSelection
 from callback_priority.errors import ConfigurationError
 from callback_priority.persistence.tables import metadata
 from callback_priority.policy.parse import load_settings, parse_settings
@@ -42,6 +47,12 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 60.0
 """How long after a start that failed, or found no tables, the next one is tried."""
+
+FIRST: Final = -1
+"""The place of a connection test: somebody sits and waits for it, and no slot is granted to it here."""
+
+Entered = tuple[dict[str, Any], int, set[str]]
+"""The pools, the most task instances to select, and the pools that are full."""
 
 _ALLOCATOR: Final = "_callback_priority"
 _RETRY_AT: Final = "_callback_priority_retry_at"
@@ -130,7 +141,41 @@ def _executable_task_instances_to_queued(
     allocator = _allocator(runner)
     if allocator is None:
         return original(runner, max_tis, session=session)
-    return allocator.select(functools.partial(original, runner), max_tis, session)
+    selection = WholeSelection(original=functools.partial(original, runner), max_tis=max_tis, session=session)
+    return allocator.select(selection, session)
+
+
+def _acquire_pool_capacity(
+    original: Callable[..., Entered], runner: SchedulerJobRunner, max_tis: int, *, session: Session
+) -> Entered:
+    """Airflow goes no further with full pools; there may be callbacks that draw on none, and others to set aside."""
+    allocator = _allocator(runner)
+    if allocator is None:
+        return original(runner, max_tis, session=session)
+    try:
+        pools, _, starved_pools = original(runner, max_tis, session=session)
+    except OperationalError:
+        allocator.hurry()
+        raise
+    return pools, max_tis, starved_pools
+
+
+def _select_task_instances_to_queue(
+    original: Callable[..., list[TaskInstance]],
+    runner: SchedulerJobRunner,
+    max_tis: int,
+    pools: dict[str, Any],
+    starved_pools: set[str],
+    *,
+    session: Session,
+) -> list[TaskInstance]:
+    allocator = _allocator(runner)
+    if allocator is None:
+        return original(runner, max_tis, pools, starved_pools, session=session)
+    stock = functools.partial(original, runner)
+    return allocator.select(
+        PoolsFirst(original=stock, max_tis=max_tis, pools=pools, session=session), session
+    )
 
 
 def _enqueue_executor_callbacks(
@@ -148,7 +193,11 @@ def _process_executor_events(
     original: Callable[..., int], runner: SchedulerJobRunner, executor: BaseExecutor, session: Session
 ) -> int:
     allocator = _allocator(runner)
-    stock = functools.partial(original, runner, executor=executor, session=session)
+
+    def stock() -> int:
+        make_readable(executor)
+        return original(runner, executor=executor, session=session)
+
     return stock() if allocator is None else allocator.process_events(stock, executor, session)
 
 
@@ -165,6 +214,8 @@ def _adopt_or_reset_orphaned_tasks(
 
 def _handle_miss(original: Callable[..., None], deadline: Deadline, session: Session) -> None:
     """Note the callback that became pending: its item is written in the same transaction."""
+    if is_missed_already(deadline, session):
+        return
     original(deadline, session)
     callback = deadline.callback
     if isinstance(callback, ExecutorCallback):
@@ -175,19 +226,23 @@ def _handle_miss(original: Callable[..., None], deadline: Deadline, session: Ses
 def _get_workloads_to_schedule(original: Callable[..., Any], executor: BaseExecutor, open_slots: int) -> Any:
     """Airflow's choice in the order of the grants, where an executor takes fewer than it was handed."""
     ledger = executor.__dict__.get("_callback_priority_ledger")
-    queued = len(executor.queued_tasks) + len(executor.queued_callbacks)
+    queued = queue_length(executor)
     if ledger is None or queued <= open_slots:
         return original(executor, open_slots)
     everything = original(executor, queued)
     granted = {key: hold.sequence for key, _ in everything if (hold := ledger.get(key)) is not None}
     after_all = max(granted.values(), default=0) + 1
-    everything.sort(key=lambda entry: granted.get(entry[0], after_all))
+    everything.sort(
+        key=lambda entry: granted.get(entry[0], FIRST if is_connection_test(entry[0]) else after_all)
+    )
     return everything[: max(0, open_slots)]
 
 
 REPLACEMENTS: Final[Mapping[str, Callable[..., Any]]] = {
     "_do_scheduling": _do_scheduling,
     "_executable_task_instances_to_queued": _executable_task_instances_to_queued,
+    "_acquire_pool_capacity": _acquire_pool_capacity,
+    "_select_task_instances_to_queue": _select_task_instances_to_queue,
     "_enqueue_executor_callbacks": _enqueue_executor_callbacks,
     "_process_executor_events": _process_executor_events,
     "adopt_or_reset_orphaned_tasks": _adopt_or_reset_orphaned_tasks,

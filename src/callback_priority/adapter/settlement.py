@@ -25,7 +25,7 @@ does not overrule the scheduler that took its callbacks over.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 from math import inf
@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import attrs
-from airflow.models.callback import CallbackKey
 from airflow.utils.state import CallbackState
 from sqlalchemy import Connection
 
@@ -41,6 +40,7 @@ from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.savepoints import roll_back_if_lost, savepoint
+from callback_priority.compat.keys import callback_of, is_callback
 from callback_priority.errors import TransactionLostError
 from callback_priority.persistence import items, requests, settling, units
 from callback_priority.policy.settings import Settings
@@ -149,7 +149,7 @@ class Settlement:
         self.next_retry_seconds = inf
         """In how many seconds the first of those is to be tried again that were set aside since this was last read."""
 
-    def take_events(self, session: Session, executor: Any) -> list[CallbackKey]:
+    def take_events(self, session: Session, executor: Any) -> list[Hashable]:
         """Take the events of callbacks out of an executor's buffer of which Airflow's method knows too little.
 
         Args:
@@ -159,7 +159,7 @@ class Settlement:
         Returns:
             Those whose worker has ended, and whose rows say how they ended.
         """
-        told = {key: event for key, event in executor.event_buffer.items() if isinstance(key, CallbackKey)}
+        told = {key: event for key, event in executor.event_buffer.items() if is_callback(key)}
         if not told:
             return []
         standings = self._standings(session, told)
@@ -167,7 +167,7 @@ class Settlement:
         names: dict[UUID, str] = {}
         ended = []
         for key, (state, info) in told.items():
-            standing = standings.get(UUID(key.id))
+            standing = standings.get(callback_of(key))
             if standing is None and key not in self.in_flight.routed:
                 continue  # nothing of it is known here: Airflow's alone
             if standing is not None and not standing.is_with(self.job_id):
@@ -176,34 +176,34 @@ class Settlement:
                     self.in_flight.forget(key)
                     log.info(
                         "Callback %s is not held by this scheduler any more; its event %s is late",
-                        key.id,
+                        key,
                         state,
                     )
             elif state in ENDED_NOT:
                 executor.event_buffer.pop(key)
                 if state == CallbackState.RUNNING and key not in self.in_flight.routed:
-                    running.append(UUID(key.id))
+                    running.append(callback_of(key))
                     self.in_flight.running.add(key)
                 elif state == CallbackState.QUEUED and isinstance(info, str):
-                    names[UUID(key.id)] = info
+                    names[callback_of(key)] = info
             elif self.in_flight.is_late(key):
                 executor.event_buffer.pop(key)
-                log.info("An earlier attempt of callback %s has ended: %s", key.id, state)
+                log.info("An earlier attempt of callback %s has ended: %s", key, state)
             elif key in self.in_flight.routed or (standing is not None and standing.claimed):
                 executor.event_buffer.pop(key)
                 self.in_flight.routed.discard(key)
-                log.debug("The worker of callback %s has ended: %s %s", key.id, state, info)
+                log.debug("The worker of callback %s has ended: %s %s", key, state, info)
                 ended.append(key)
-        self.owed.update(UUID(key.id) for key in ended)
+        self.owed.update(callback_of(key) for key in ended)
         if running or names:
             self._note(session, running, names)
         return ended
 
-    def _standings(self, session: Session, told: Iterable[CallbackKey]) -> dict[UUID, settling.Standing]:
+    def _standings(self, session: Session, told: Iterable[Hashable]) -> dict[UUID, settling.Standing]:
         """Where callbacks stand; of none if the database fails, and then memory has to do."""
         try:
             with savepoint(session.connection(), "callback_priority_events", reads_first=True):
-                return settling.standings(session.connection(), [UUID(key.id) for key in told])
+                return settling.standings(session.connection(), [callback_of(key) for key in told])
         except Exception as error:  # noqa: BLE001 - Airflow's own events must go on
             roll_back_if_lost(session, error)
             self.failed("events", error)

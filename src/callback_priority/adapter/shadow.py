@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import attrs
-from airflow.models.callback import CallbackKey
 
 from callback_priority.adapter.inflight import InFlight
 from callback_priority.adapter.journal import Journal
 from callback_priority.adapter.turn import Turn
+from callback_priority.compat.executors import queued_callbacks
+from callback_priority.compat.keys import callback_key, callback_of
 from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.journal import Granted
 from callback_priority.core.observed import charge_observed
@@ -92,7 +93,9 @@ class Shadow:
         queued: dict[UUID, str] = {}
         for label, executor in self.in_flight.by_label.items():
             queued |= {
-                UUID(key.id): label for key in executor.queued_callbacks if key not in self.in_flight.ledger
+                callback_of(key): label
+                for key in queued_callbacks(executor)
+                if key not in self.in_flight.ledger
             }
         if not queued:
             return
@@ -102,7 +105,7 @@ class Shadow:
                 continue
             charge = charges.get(item.service_class, self.settings.initial_estimate)
             self.in_flight.hold(
-                CallbackKey(str(item.callback_id)),
+                callback_key(item.callback_id),
                 item.service_class,
                 queued[item.callback_id],
                 charge=charge,

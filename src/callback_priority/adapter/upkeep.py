@@ -6,14 +6,11 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime, timedelta
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from airflow.models.callback import Callback, CallbackKey
-from airflow.models.connection_test import ConnectionTestKey, ConnectionTestRequest
-from airflow.models.taskinstance import TaskInstance
-from airflow.models.taskinstancekey import TaskInstanceKey
-from airflow.utils.state import CallbackState, TaskInstanceState
+from airflow.models.callback import Callback
+from airflow.utils.state import CallbackState
 from sqlalchemy import Connection, select, union_all
 
 from callback_priority.adapter import callbacks
@@ -22,6 +19,12 @@ from callback_priority.adapter.recovery import BATCH, Recovery
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.routing.units import batched
 from callback_priority.adapter.settlement import Settlement
+from callback_priority.compat.keys import (
+    callback_of,
+    connection_tests_held,
+    is_callback,
+    task_instances_held,
+)
 from callback_priority.persistence import items, journal, references, requests, sweep
 from callback_priority.persistence.enqueueing import NewItem, enqueue, record_granted
 from callback_priority.persistence.tables import item_table
@@ -34,11 +37,7 @@ __all__ = ["Upkeep"]
 
 log = logging.getLogger(__name__)
 
-_TASK_HOLDS: Final = frozenset(
-    {TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING}
-)
 _CALLBACK_HOLDS: Final = frozenset({CallbackState.QUEUED, CallbackState.RUNNING})
-_TEST_HOLDS: Final = frozenset({"queued", "running"})
 
 
 class Upkeep:
@@ -199,22 +198,8 @@ class Upkeep:
 
     @staticmethod
     def _held(session: Session, keys: Sequence[Hashable]) -> set[Hashable]:
-        tasks = [key for key in keys if isinstance(key, TaskInstanceKey)]
-        called = {UUID(key.id): key for key in keys if isinstance(key, CallbackKey)}
-        tests = {UUID(key.id): key for key in keys if isinstance(key, ConnectionTestKey)}
-        held: set[Hashable] = set()
-        if tasks:
-            wanted: Any = TaskInstance.filter_for_tis(tasks)
-            rows: Any = session.execute(
-                select(
-                    TaskInstance.dag_id,
-                    TaskInstance.task_id,
-                    TaskInstance.run_id,
-                    TaskInstance.try_number,
-                    TaskInstance.map_index,
-                ).where(wanted, TaskInstance.state.in_(_TASK_HOLDS))
-            )
-            held.update(TaskInstanceKey(*row) for row in rows)
+        called = {callback_of(key): key for key in keys if is_callback(key)}
+        held = task_instances_held(session, keys) | connection_tests_held(session, keys)
         if called:
             # A callback that leads a run holds its slot until the last that shares the run has ended.
             leader = item_table.c.leader_id
@@ -225,8 +210,4 @@ class Upkeep:
                 .where(leader.in_(called), Callback.state.in_(_CALLBACK_HOLDS))
             )
             held.update(called[each] for each in session.scalars(union_all(leading, riding)))
-        if tests:
-            request = ConnectionTestRequest
-            query = select(request.id).where(request.id.in_(tests), request.state.in_(_TEST_HOLDS))
-            held.update(tests[each] for each in session.scalars(query))
         return held
