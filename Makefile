@@ -12,7 +12,7 @@ export UV_SYSTEM_CERTS := 1
 export UV_LINK_MODE := copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos soak bench lint types docs format lock clean
+.PHONY: help setup demo test faults chaos soak bench lint types docs format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed 
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=2 --dist=loadfile
+
+faults: $(STAMP) ## A fault at every statement, function and call of the scheduler's hook, each in turn; some minutes
+	CALLBACK_PRIORITY_FAULTS=all $(BIN)/pytest tests/integration/test_fault_injection.py -q
 
 chaos: $(STAMP) ## Kill schedulers, workers and the database under load; "make chaos ARGUMENTS=--quick" for a few minutes
 	$(BIN)/python -m tests.chaos $(ARGUMENTS)
