@@ -19,7 +19,10 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from callback_priority.compat import Target
 
 __all__ = ["install", "uninstall"]
 
@@ -82,14 +85,14 @@ def _replace_callbacks(module: Any) -> None:
 
 
 def _attempt(original: Any, *args: Any, **kwargs: Any) -> Any:
+    supervise = None
     try:
-        if not _is_active() or not _attempts_are_known():
-            return original(*args, **kwargs)
-        from callback_priority.worker import attempts  # noqa: PLC0415 - see the module's docstring
+        if _is_active() and _attempts_are_known():
+            from callback_priority.worker.attempts import supervise  # noqa: PLC0415 - see the module's docstring
     except Exception:
         log.exception("callback-priority could not look at a callback; Airflow runs it as it is")
-        return original(*args, **kwargs)
-    return attempts.supervise(original, *args, **kwargs)
+    # Not above: what the callback itself raises must not have it run once more.
+    return original(*args, **kwargs) if supervise is None else supervise(original, *args, **kwargs)
 
 
 def _replace_tasks(module: Any) -> None:
@@ -137,28 +140,32 @@ def _configured(option: str, default: str) -> str:
 @functools.cache
 def _runtime_is_known() -> bool:
     """Whether Airflow's code is what running callbacks was made for; says so once if not."""
-    from callback_priority.compat import RUNTIME_TARGETS, differences  # noqa: PLC0415 - see the module's docstring
+    from callback_priority.compat import RUNTIME_TARGETS  # noqa: PLC0415 - see the module's docstring
 
-    return _known(differences(RUNTIME_TARGETS), "runs no callbacks on this worker")
+    return _known(RUNTIME_TARGETS, "runs no callbacks on this worker")
 
 
 @functools.cache
 def _attempts_are_known() -> bool:
     """Whether Airflow's code is what claiming callbacks of its own was made for; says so once if not."""
-    from callback_priority.compat import ATTEMPT_TARGETS, differences  # noqa: PLC0415 - see the module's docstring
+    from callback_priority.compat import ATTEMPT_TARGETS  # noqa: PLC0415 - see the module's docstring
 
-    return _known(differences(ATTEMPT_TARGETS), "claims no callbacks that Airflow calls on this worker")
+    return _known(ATTEMPT_TARGETS, "claims no callbacks that Airflow calls on this worker")
 
 
 @functools.cache
 def _tasks_are_known() -> bool:
     """Whether Airflow's code is what telling of killed tasks was made for; says so once if not."""
-    from callback_priority.compat import KILLED_TARGETS, differences  # noqa: PLC0415 - see the module's docstring
+    from callback_priority.compat import KILLED_TARGETS  # noqa: PLC0415 - see the module's docstring
 
-    return _known(differences(KILLED_TARGETS), "does not tell of killed tasks on this worker")
+    return _known(KILLED_TARGETS, "does not tell of killed tasks on this worker")
 
 
-def _known(differences: list[str], consequence: str) -> bool:
-    if differences:
-        log.error("callback-priority %s: %s", consequence, "; ".join(differences))
+def _known(targets: tuple[Target, ...], consequence: str) -> bool:
+    from callback_priority import compat  # noqa: PLC0415 - see the module's docstring
+
+    if differences := compat.differences(targets):
+        # What a part was never made for is in the documentation, and no news to whoever runs that Airflow.
+        level = logging.ERROR if compat.carries(targets) else logging.INFO
+        log.log(level, "callback-priority %s: %s", consequence, "; ".join(differences))
     return not differences

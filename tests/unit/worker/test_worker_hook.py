@@ -94,3 +94,18 @@ def test_the_hook_imports_nothing_of_airflows():
         "assert not [name for name in sys.modules if name.split('.')[0] == 'airflow'], sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_what_a_callback_raises_does_not_have_it_run_once_more(monkeypatch, active):
+    calls = []
+
+    def original():
+        calls.append(1)
+        raise ValueError("on purpose")
+
+    monkeypatch.setattr(hook, "_is_active", lambda: active)
+    monkeypatch.setattr(hook, "_attempts_are_known", lambda: False)
+    with pytest.raises(ValueError, match="on purpose"):
+        hook._attempt(original)
+    assert len(calls) == 1
