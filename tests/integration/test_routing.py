@@ -1284,6 +1284,31 @@ def test_a_failing_statement_leaves_what_airflow_writes(bench, table):
     assert request_rows() == unit_rows() == rows(item_table) == []
 
 
+@pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
+def test_a_connection_that_is_lost_is_the_callers_as_in_airflow(bench, monkeypatch, migrated_database):
+    """Airflow's callers know how to try a failure of the database again, and no other; then all is routed."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import OperationalError
+
+    write = requests.add_units
+
+    def lost(connection, units):
+        other = create_engine(migrated_database)
+        with other.connect() as elsewhere:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+            elsewhere.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        other.dispose()
+        write(connection, units)
+
+    monkeypatch.setattr(requests, "add_units", lost)
+    with pytest.raises(OperationalError):
+        send(dag_request())
+    assert callback_rows() == request_rows() == []
+    monkeypatch.setattr(requests, "add_units", write)
+    send(dag_request())
+    assert outcomes() == [("dag_failure", "routed", None, 2)]
+
+
 @ON_SQLITE
 def test_invalid_settings_are_told_once_and_nothing_is_routed(bench, option, routing, caplog):
     option("weights", '{"tusk": 1}')

@@ -24,6 +24,7 @@ import attrs
 import uuid6
 from airflow.models.dag import DagModel
 from sqlalchemy import Connection, exists, select
+from sqlalchemy.exc import DBAPIError
 
 from callback_priority.adapter import metrics
 from callback_priority.adapter.routing import executors, units
@@ -31,6 +32,7 @@ from callback_priority.adapter.routing.units import Call, Occasion
 from callback_priority.adapter.routing.what import DagRunFacts, TaskFacts, What, dag_run_of, what_of
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.core.kinds import DagCallback, EmailCallback, RetryEmail
+from callback_priority.errors import TransactionLostError
 from callback_priority.persistence import references, requests
 from callback_priority.persistence.requests import NewRequest, Outcome, Target
 from callback_priority.persistence.tables import reference_table
@@ -107,11 +109,14 @@ class Router:
         self.utcnow = utcnow
 
     def route(self, request: CallbackRequest, session: Session) -> Answer:
-        """Route a request, as far as the options and this deployment let it; raises nothing.
+        """Route a request, as far as the options and this deployment let it.
 
         Args:
             request: What Airflow is about to send.
             session: The session in which it would be sent; not committed here.
+
+        Raises:
+            DBAPIError: The connection to the database is lost, and with it the transaction. Nothing else is raised.
         """
         try:
             if self.settings.mode is Mode.OFF or self.settings.use_worker_callbacks is WorkerCallbacks.NONE:
@@ -125,6 +130,12 @@ class Router:
             # What the caller has changed in its session stays unwritten until the caller writes it.
             with session.no_autoflush:
                 return self._route(request, what, session)
+        except TransactionLostError as error:
+            self._failed(error)
+            if isinstance(error.__cause__, DBAPIError):
+                # Airflow's own way leads over the same connection: its callers get what they know how to deal with.
+                raise error.__cause__ from None
+            return _STOCK
         except Exception as error:  # noqa: BLE001 - Airflow's own way is still open, and must be taken
             self._failed(error)
             return _STOCK
