@@ -171,15 +171,11 @@ def load(
 
     Raises:
         DBAPIError: The database failed.
-        Exception: None of several can be made out, for a reason that is not in their data.
     """
     loaded = Loaded()
     executors = dict(wanted)
     queue_of = _Queues(queues or {}, conf.get("operators", "default_queue", fallback="default"))
-    errors: list[Exception] = []
-    _load(session, list(executors), executors, queue_of, loaded, errors)
-    if len(errors) > 1 and len(errors) == len(executors):
-        raise errors[0]
+    _load(session, list(executors), executors, queue_of, loaded)
     return loaded
 
 
@@ -196,25 +192,19 @@ class _Queues:
 
 
 def _load(
-    session: Session,
-    ids: list[UUID],
-    executors: dict[UUID, Any],
-    queues: _Queues,
-    loaded: Loaded,
-    errors: list[Exception],
+    session: Session, ids: list[UUID], executors: dict[UUID, Any], queues: _Queues, loaded: Loaded
 ) -> None:
-    """Sort callbacks into what can run, cannot run, and cannot be made out now; errors of the last are collected."""
     try:
         rows = _rows(session, ids)
     except DBAPIError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a column's decoder raises on hostile data
         if len(ids) == 1:
-            _cannot(loaded, ids[0], f"its row cannot be read: {_brief(error)}", error, errors)
+            _cannot(loaded, ids[0], f"its row cannot be read: {_brief(error)}", error)
             return
         middle = len(ids) // 2
-        _load(session, ids[:middle], executors, queues, loaded, errors)
-        _load(session, ids[middle:], executors, queues, loaded, errors)
+        _load(session, ids[:middle], executors, queues, loaded)
+        _load(session, ids[middle:], executors, queues, loaded)
         return
     loaded.missing.update(set(ids) - {row.id for row in rows})
     with _configuration_read_once():
@@ -240,7 +230,7 @@ def _load(
                 )
                 workload.callback.data["queue"] = queues.queue(row)
             except Exception as error:  # noqa: BLE001 - hostile data meets Airflow's schemas; one row must not stop the rest
-                _cannot(loaded, row.id, f"its workload cannot be made: {_brief(error)}", error, errors)
+                _cannot(loaded, row.id, f"its workload cannot be made: {_brief(error)}", error)
             else:
                 loaded.workloads[row.id] = workload
                 loaded.attempts[row.id] = row.attempts
@@ -248,15 +238,12 @@ def _load(
                     loaded.batches[row.id] = row.batch
 
 
-def _cannot(
-    loaded: Loaded, callback_id: UUID, reason: str, error: Exception, errors: list[Exception]
-) -> None:
+def _cannot(loaded: Loaded, callback_id: UUID, reason: str, error: Exception) -> None:
     """A row that its data spoils can never run; of any other trouble it is not known, so it is looked at again."""
     if isinstance(error, _SPOILED):
         loaded.unfit[callback_id] = reason
     else:
         loaded.later[callback_id] = reason
-        errors.append(error)
 
 
 def _rows(session: Session, ids: list[UUID]) -> Sequence[Any]:
