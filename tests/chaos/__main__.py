@@ -36,9 +36,9 @@ FULL = (
             workers=10,
             processes=4,
             databases=5,
-            pause_seconds=(1.0, 9.0),
+            pause_seconds=(0.5, 6.0),
         ),
-        most_seconds=1200,
+        most_seconds=1500,
     ),
     Phase(
         executor="LocalExecutor",
@@ -52,9 +52,9 @@ FULL = (
             workers=0,
             processes=12,
             databases=2,
-            pause_seconds=(1.0, 9.0),
+            pause_seconds=(0.5, 6.0),
         ),
-        most_seconds=1200,
+        most_seconds=1500,
     ),
 )
 QUICK = tuple(

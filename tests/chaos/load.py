@@ -123,13 +123,13 @@ class Loader:
 
     def patiently(self, step: Callable[[], None]) -> None:
         """Do something again until the database lets it happen."""
-        from sqlalchemy.exc import DBAPIError
+        from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
         until = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 return step()
-            except DBAPIError as error:
+            except (DBAPIError, PendingRollbackError) as error:
                 print(f"again: {type(error).__name__}", flush=True)
                 if time.monotonic() > until:
                     raise
