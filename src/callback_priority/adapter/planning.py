@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -33,6 +33,8 @@ __all__ = ["Aside", "PlanInput", "Planned", "Router", "offered_pools", "snapshot
 
 _NARROW: Final = Candidate()
 _ENDLESS: Final = 1 << 60
+_AT_ONCE: Final = 1_000
+"""The most callbacks of one class and pool that are set aside in one pass."""
 
 
 @attrs.frozen(kw_only=True)
@@ -214,6 +216,7 @@ def snapshot_of(session: Session, plan: PlanInput, router: Router) -> Planned:
     open_pools = {name for name, slots in pools.items() if slots.open_slots is None or slots.open_slots > 0}
     open_pairs = {pair: free + 1 for pair in plan.pairs if free > 0 and pair[1] in open_pools}
     fetched = _fetch(session, plan, router, open_pairs)
+    aside = [*fetched.aside, *_without_pool(session, plan.pairs, pools)]
     found, labels = fetched.heads, fetched.labels
     waiting: dict[Pair, list[Candidate]] = {}
     batches: dict[Hashable, str] = {}
@@ -247,7 +250,7 @@ def snapshot_of(session: Session, plan: PlanInput, router: Router) -> Planned:
         executor_slots=plan.occupancy.free,
         flows=plan.flows,
     )
-    return Planned(snapshot=snapshot, aside=fetched.aside, never=fetched.never, outlived=fetched.outlived)
+    return Planned(snapshot=snapshot, aside=aside, never=fetched.never, outlived=fetched.outlived)
 
 
 def _leading(
@@ -338,6 +341,21 @@ def _fetch(session: Session, plan: PlanInput, router: Router, limits: dict[Pair,
             key=lambda head: (CLASS_ORDER.index(head.service_class), head.pool, head.rank, head.callback_id)
         )
     return _Fetched(heads=in_order, labels=labels, aside=aside, never=never, outlived=outlived)
+
+
+def _without_pool(session: Session, pairs: Sequence[Pair], pools: Collection[str]) -> list[Aside]:
+    """The first of those that wait in pools which do not exist: such a pool may be made again.
+
+    Airflow lets task instances of a missing pool wait without a word; a callback says what it waits for, and not for
+    ever.
+    """
+    limits = {pair: _AT_ONCE for pair in pairs if pair[1] not in pools}
+    if not limits:
+        return []
+    return [
+        Aside(callback_id=head.callback_id, reason=f"pool {head.pool!r} does not exist")
+        for head in heads(session.connection(), limits)
+    ]
 
 
 def _pool_slots(
