@@ -30,7 +30,7 @@ from uuid import UUID
 import attrs
 from airflow.utils.session import create_session
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.breaker import Breaker
@@ -113,6 +113,8 @@ class SlotAllocator:
         self.upkeep = Upkeep(
             settings, self.in_flight, self.settlement, clock, self.recovery if self.active else None
         )
+        self.tables_in_doubt = False
+        """Whether a statement failed as it would if a table, or a column of one, were not there any more."""
         self.turn: Turn | None = None
         self.charges: dict[ServiceClass, SlotMicros] = {}
         self.idle_sleep_seconds: float = runner._scheduler_idle_sleep_time
@@ -540,8 +542,14 @@ class SlotAllocator:
 
     # Failures ---------------------------------------------------------------------------------------------
 
+    def step_aside(self, why: str) -> None:
+        """Let Airflow's own steps run for a while, however well the rest goes."""
+        self.breaker.open(self.clock())
+        log.error("callback-priority steps aside for %g s: %s", self.breaker.back_off_seconds, why)
+
     def _failed(self, where: str, error: Exception) -> None:
         now = self.clock()
+        self.tables_in_doubt |= isinstance(error, (OperationalError, ProgrammingError))
         opened = self.breaker.failed(now)
         cause = f"{where}: {type(error).__name__}"
         if self.breaker.first_time(cause):

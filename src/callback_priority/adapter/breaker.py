@@ -38,9 +38,13 @@ class Breaker:
         self.counted = True
         self.failures += 1
         if self.failures >= self.threshold:
-            self.open_until = now + self.back_off_seconds
+            self.open(now)
             return True
         return False
+
+    def open(self, now: float) -> None:
+        """Step aside from now on, for a while."""
+        self.open_until = now + self.back_off_seconds
 
     def succeeded(self) -> None:
         """A pass went well: failures are counted from zero again."""

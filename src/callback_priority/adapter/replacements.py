@@ -99,16 +99,35 @@ def _settings(runner: SchedulerJobRunner) -> Settings | None:
         }
     if missing:
         parse_settings(raw)
-        log.error(
-            "callback-priority waits and Airflow runs as it is: no %s; run 'airflow db migrate'",
-            " and no ".join(missing),
-        )
+        log.error("callback-priority waits and Airflow runs as it is: %s", _what_lacks(missing))
         return None
     try:
         executors = configured_executors()
     except AirflowConfigException:
         executors = None  # Airflow's own complaint about it is better than ours
     return load_settings(raw, pool_slots=pools, parallelism=runner._parallelism, executors=executors)
+
+
+def _look_for_tables(allocator: SlotAllocator) -> None:
+    """Step aside if a table of ours is taken away while the scheduler lives, or one of its columns is.
+
+    Some of the steps would go well without it: callbacks would then be nobody's.
+    """
+    if not allocator.tables_in_doubt or allocator.aside:
+        return
+    allocator.tables_in_doubt = False
+    try:
+        with create_session(scoped=False) as session:
+            missing = _missing(session.connection())
+    except Exception:  # it fails for all of Airflow then, which says so
+        log.debug("The tables could not be looked for", exc_info=True)
+    else:
+        if missing:
+            allocator.step_aside(_what_lacks(missing))
+
+
+def _what_lacks(missing: list[str]) -> str:
+    return f"no {' and no '.join(missing)}; run 'airflow db migrate'"
 
 
 def _missing(connection: Connection) -> list[str]:
@@ -129,6 +148,7 @@ def _do_scheduling(original: Callable[..., int], runner: SchedulerJobRunner, ses
     allocator = _allocator(runner)
     if allocator is None:
         return original(runner, session)
+    _look_for_tables(allocator)
     allocator.calm()
     with allocator.following(session):
         queued = original(runner, session)
