@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 LOCK := requirements/lock.txt
+# The other versions of Airflow that the contract tests run on, each in an environment of its own.
+MATRIX := 3.2.2 3.3.0 3.4.0b2
+CONTRACT := tests/integration tests/persistence -m contract
 
 # The system's certificates instead of uv's own, so that a network with its own authority works, as with pip.
 export UV_SYSTEM_CERTS := 1
@@ -12,7 +15,7 @@ export UV_SYSTEM_CERTS := 1
 export UV_LINK_MODE := copy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults chaos soak bench lint types docs format lock clean
+.PHONY: help setup demo test matrix faults chaos soak bench lint types docs format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -32,6 +35,20 @@ demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed 
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=2 --dist=loadfile
+
+# Every version is run, whatever became of the one before.
+matrix: $(MATRIX:%=.venv-matrix/%/.installed) ## Run the adapter's contract tests on the other versions of Airflow
+	@failed=; for version in $(MATRIX); do \
+		echo "== Airflow $$version"; \
+		TESTED_AIRFLOW=$$version .venv-matrix/$$version/bin/pytest $(CONTRACT) -q \
+			--hypothesis-profile=ci --numprocesses=2 --dist=loadfile || failed="$$failed $$version"; \
+	done; test -z "$$failed" || { echo "failed on Airflow$$failed"; exit 1; }
+
+.venv-matrix/%/.installed: requirements/matrix-%.txt pyproject.toml $(STAMP)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-matrix/$*
+	$(BIN)/uv pip install --quiet --python .venv-matrix/$*/bin/python -r $<
+	$(BIN)/uv pip install --quiet --python .venv-matrix/$*/bin/python --no-deps --no-build-isolation -e .
+	touch $@
 
 faults: $(STAMP) ## A fault at every statement, function and call of the scheduler's hook, each in turn; some minutes
 	CALLBACK_PRIORITY_FAULTS=all $(BIN)/pytest tests/integration/test_fault_injection.py -q
@@ -60,11 +77,16 @@ format: $(STAMP) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-lock: $(STAMP) ## Make requirements/lock.txt anew
+lock: $(STAMP) ## Make requirements/lock.txt and those of the other versions anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --upgrade --no-emit-index-url --no-header \
 		--extra simulation --group build --group docs --group lint --group test \
 		--constraint requirements/constraints.txt --output-file $(LOCK) pyproject.toml
+	for version in $(MATRIX); do \
+		$(BIN)/uv pip compile --quiet --universal --python-version $$(sed -n 's/^# python //p' requirements/matrix-$$version.in) \
+			--upgrade --no-emit-index-url --no-header --group build --group contract \
+			--constraint requirements/matrix-$$version.in --output-file requirements/matrix-$$version.txt pyproject.toml || exit; \
+	done
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks build dist demo-output
+	rm -rf $(VENV) .venv-matrix docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks build dist demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -52,6 +52,7 @@ def run(environment, *arguments):
     )
 
 
+@pytest.mark.contract
 def test_a_migrated_airflow_with_the_mode_set_passes_every_check(
     airflow_database, database, configure, doctor
 ):
@@ -90,6 +91,7 @@ def test_mode_off_is_a_warning_that_says_how_to_switch_it_on(airflow_database, d
     assert checks["schedulers"]["status"] == "WARN"
 
 
+@pytest.mark.contract
 def test_missing_tables_fail_with_the_command_that_makes_them(database, configure, doctor):
     for name in ("callback_priority_item", "callback_priority_flow", VERSION_TABLE):
         database.exec_driver_sql(f"DROP TABLE {name}")
@@ -251,6 +253,7 @@ def test_an_empty_database_is_told_from_a_migrated_one(airflow_home, backend, tm
     assert "airflow db migrate" in shown.stderr
 
 
+@pytest.mark.contract
 @ONLY_SQLITE
 def test_standard_output_is_ours_alone(airflow_home, migrated_database):
     """Airflow logs to standard output while it loads and connects; the JSON stands alone all the same."""
@@ -282,6 +285,7 @@ def flow(service_class, seconds, level=Level.SCHEDULER, scope=SCHEDULER_SCOPE):
     )
 
 
+@pytest.mark.contract
 def test_status_shows_what_each_class_waits_for_holds_and_got(airflow_database, database, configure, call):
     configure(mode="active", weights='{"task": 3}', slot_quotas='{"deadline": {"reserve": 2, "limit": 8}}')
     add_scheduler(database, 1)

@@ -42,6 +42,7 @@ def broken(*_args, **_kwargs):
 # The allocator ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_a_raising_allocator_costs_callbacks_a_loop_and_tasks_nothing(
     airflow_database, bench, monkeypatch, caplog
 ):
@@ -71,6 +72,7 @@ def test_the_same_cause_is_told_once(airflow_database, bench, monkeypatch, caplo
     assert len(messages(caplog)) == 1
 
 
+@pytest.mark.contract
 @ON_SQLITE
 def test_after_three_failures_in_a_row_it_steps_aside_and_comes_back(
     airflow_database, bench, monkeypatch, caplog
@@ -239,6 +241,7 @@ def test_the_places_above_are_all_there_are(airflow_database, bench, monkeypatch
     assert len(failing.seen) == 13
 
 
+@pytest.mark.contract
 @ON_POSTGRESQL
 @pytest.mark.parametrize("place", range(2))
 def test_a_failing_statement_of_the_callback_step_costs_the_loop_nothing(
@@ -261,6 +264,7 @@ def test_a_failing_statement_of_the_callback_step_costs_the_loop_nothing(
     assert sorted(executor.order("callback")) == sorted(ids)
 
 
+@pytest.mark.contract
 @ON_POSTGRESQL
 @pytest.mark.parametrize("place", range(1))
 def test_a_failing_statement_after_events_costs_the_loop_nothing(airflow_database, bench, monkeypatch, place):
@@ -285,6 +289,7 @@ def test_a_failing_statement_after_events_costs_the_loop_nothing(airflow_databas
 # The commit -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_callbacks_reach_their_executor_after_the_commit(airflow_database, bench, monkeypatch):
     """Seen from another connection, each callback is queued by the time its executor is handed it."""
     from airflow.models.callback import Callback
@@ -310,6 +315,7 @@ def test_callbacks_reach_their_executor_after_the_commit(airflow_database, bench
     assert seen == ["queued"] * 4
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize(
     "error",
     [
@@ -350,6 +356,7 @@ def test_what_is_rolled_back_is_not_handed_over(airflow_database, bench, monkeyp
     assert sorted(executor.order("callback")) == sorted(ids)
 
 
+@pytest.mark.contract
 def test_what_an_executor_does_not_take_waits_again(airflow_database, bench, monkeypatch, caplog):
     ids = bench.callbacks(3)
     bench.tasks(2)
@@ -399,6 +406,7 @@ def test_grants_that_fail_on_their_way_to_the_executor_are_not_lost(airflow_data
 # The lock ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @ON_POSTGRESQL
 def test_a_scheduler_that_misses_the_lock_grants_nothing_and_hurries(
     airflow_database, bench, monkeypatch, caplog

@@ -12,6 +12,8 @@ import pytest
 from tests.support.airflow_env import run_airflow
 from tests.support.scheduler import Bench, LoopExecutor, hooked, scheduler
 
+pytestmark = pytest.mark.contract
+
 ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 
 

@@ -88,6 +88,7 @@ def test_callbacks_first_keeps_to_its_limit(airflow_database, bench, clock):
 # Quotas -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @ON_SQLITE
 def test_a_pool_limit_is_the_most_that_callbacks_hold_of_the_pool(airflow_database, bench, clock):
     shares = {"default_pool": {DEADLINE: PoolShare(quota=Quota(limit_slots=2))}}
@@ -96,6 +97,7 @@ def test_a_pool_limit_is_the_most_that_callbacks_hold_of_the_pool(airflow_databa
     assert executor.held.total() >= 8 * 14, "the rest is the tasks'"
 
 
+@pytest.mark.contract
 def test_a_pool_reserve_stays_empty_until_it_is_needed(airflow_database, bench, clock):
     bench.pool("default_pool", 6)
     bench.tasks(30)
@@ -166,6 +168,7 @@ def test_airflows_own_priority_counts_where_no_pattern_matches(airflow_database,
 # Other schedulers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("alive", [True, False], ids=["living", "dead"])
 def test_what_other_schedulers_granted_counts_while_they_live(airflow_database, bench, alive):
     """A pool of five: three callbacks of another scheduler are in it, as long as that scheduler lives."""
@@ -210,9 +213,12 @@ def test_what_other_schedulers_granted_counts_while_they_live(airflow_database, 
     assert len(executor.inside) == (2 if alive else 5), "tasks and callbacks together"
 
 
+@pytest.mark.contract
 def test_connection_tests_hold_slots(airflow_database, bench, clock):
     """Two slots and one connection test that lasts: one slot is left for everything else."""
-    from airflow.models.connection_test import ConnectionTestRequest
+    ConnectionTestRequest = pytest.importorskip(  # noqa: N806 - a class
+        "airflow.models.connection_test", reason="Airflow 3.2 has none"
+    ).ConnectionTestRequest
     from airflow.utils.session import create_session
 
     executor = LoopExecutor(2, clock=clock, callback_loops=30, fills_running=False)
@@ -231,6 +237,7 @@ def test_connection_tests_hold_slots(airflow_database, bench, clock):
 # Wide tasks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_a_wide_task_starts_within_the_bypass_limit(airflow_database, bench, clock):
     """A pool of four, callbacks always waiting in it: a task of width four is passed eight times at most."""
     bench.pool("default_pool", 4)
@@ -272,6 +279,7 @@ def test_wide_tasks_take_their_width_of_the_pool(airflow_database, bench, clock)
 # Executors ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @ON_SQLITE
 def test_where_an_executor_takes_fewer_the_order_of_the_grants_decides(airflow_database, bench, clock):
     """Four slots are granted in turns, and the executor takes two: one of each, not two callbacks."""
@@ -290,6 +298,7 @@ def test_where_an_executor_takes_fewer_the_order_of_the_grants_decides(airflow_d
     assert executor.count("callback") >= 4
 
 
+@pytest.mark.contract
 def test_a_full_executor_does_not_hold_up_anothers_callbacks(airflow_database, bench, clock):
     small = LoopExecutor(1, clock=clock, alias="Small", callback_loops=50)
     large = LoopExecutor(8, alias="Large")
@@ -335,6 +344,7 @@ def teams(airflow_database, monkeypatch, bench):
             session.add(team)
 
 
+@pytest.mark.contract
 @ON_SQLITE
 def test_a_callback_runs_on_its_teams_executor(teams, bench, clock):
     red = bench.callbacks(3, dag_id="red_dag")

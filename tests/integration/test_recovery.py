@@ -95,6 +95,7 @@ def states(bench: Bench) -> Counter[str]:
 # The scheduler is gone ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("as_airflow_sees_it", ["queued", "running"])
 def test_a_dead_schedulers_callbacks_are_granted_again_up_to_their_limit(
     airflow_database, as_airflow_sees_it
@@ -123,6 +124,7 @@ def test_a_dead_schedulers_callbacks_are_granted_again_up_to_their_limit(
     assert states(bench) == {"done": 3}
 
 
+@pytest.mark.contract
 def test_airflows_own_check_takes_them_over_and_does_to_tasks_what_it_does(airflow_database):
     """At start and at intervals; task instances are reset as stock does it."""
     bench = Bench()
@@ -367,6 +369,7 @@ def test_the_end_of_an_attempt_given_up_does_not_end_the_next(airflow_database):
     assert bench.callback_states() == {"success": 1}
 
 
+@pytest.mark.contract
 @ON_SQLITE
 def test_an_end_that_was_reported_and_not_written_is_found(airflow_database):
     """The worker said how it ended; the executor's event went down with a transaction."""
@@ -506,6 +509,7 @@ def test_a_routed_callback_expires_too_and_does_not_go_to_the_dag_processor(airf
 # Nobody answers for it ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.contract
 def test_what_a_stock_scheduler_left_queued_is_found(airflow_database):
     """The library was off, and the scheduler died: nobody knows whose it was, and so it is given its time."""
     bench = Bench()
@@ -528,6 +532,7 @@ def test_what_a_stock_scheduler_left_queued_is_found(airflow_database):
     assert bench.callback_states() == {"success": 2}
 
 
+@pytest.mark.contract
 @ON_SQLITE
 def test_a_callback_that_nobody_takes_frees_its_slot_and_fails_in_the_end(airflow_database):
     bench = Bench()

@@ -24,7 +24,7 @@ ACTIVE = Settings(mode=Mode.ACTIVE, sweep_interval_seconds=1.0)
 DEADLINE = ServiceClass.DEADLINE
 
 
-@pytest.fixture(params=["stock", "ours"])
+@pytest.fixture(params=["stock", pytest.param("ours", marks=pytest.mark.contract)])
 def ours(request) -> bool:
     """Whether the slot loop is at work."""
     return request.param == "ours"

@@ -167,6 +167,7 @@ def interleaved(rounds: int = 3) -> Counter[int]:
     return begun(turns[first]) + begun(turns[second])
 
 
+@pytest.mark.contract
 @BEFORE_3_4
 def test_stock_triggerers_each_begin_every_callback(stock):
     """The negative control."""
@@ -312,6 +313,7 @@ def test_stock_triggerers_that_take_at_the_same_moment_take_the_same(stock):
     assert max(_at_once(60, 6).values()) > 1
 
 
+@pytest.mark.contract
 # A triggerer that dies ----------------------------------------------------------------------------------------
 
 

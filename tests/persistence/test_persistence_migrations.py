@@ -147,10 +147,12 @@ def _bytes(type_: object) -> int:
     return (type_.length or 0) * 4 if isinstance(type_, String) else 8
 
 
+@pytest.mark.contract
 def test_airflow_migrate_made_the_tables(migrated_database: str) -> None:
     assert tables(migrated_database) == OURS
 
 
+@pytest.mark.contract
 def test_airflow_resets_them_with_its_own(migrated_database: str, airflow_home: AirflowHome) -> None:
     environment = airflow_home.subprocess_environment(migrated_database)
     run_airflow(["db", "reset", "--yes", "--skip-init"], environment)
@@ -160,6 +162,7 @@ def test_airflow_resets_them_with_its_own(migrated_database: str, airflow_home: 
     assert tables(migrated_database) == OURS
 
 
+@pytest.mark.contract
 def test_the_manager_downgrades_and_comes_back(airflow_database: str) -> None:
     from airflow.utils.session import create_session
 

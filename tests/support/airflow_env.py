@@ -33,7 +33,7 @@ __all__ = [
 
 Backend = Literal["sqlite", "postgresql"]
 
-_COMMAND_TIMEOUT_SECONDS = 120
+_COMMAND_TIMEOUT_SECONDS = 300
 _DATABASE_VARIABLE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
 

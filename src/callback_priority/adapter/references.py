@@ -80,6 +80,7 @@ def uninstall_parse() -> None:
             original = getattr(getattr(module, attribute, None), _ORIGINAL, None)
             if original is not None:
                 setattr(module, attribute, original)
+    _tell_once.cache_clear()
 
 
 def _patch(module: ModuleType) -> None:
@@ -88,7 +89,7 @@ def _patch(module: ModuleType) -> None:
             return
         targets = [each for each in compat.PARSE_TARGETS if each.module == module.__name__]
         if differences := compat.differences(targets):
-            log.error("callbacks stay on the Dag processor: %s", "; ".join(differences))
+            _tell_once("; ".join(differences))
             return
         for attribute, wrapper in _WRAPPERS[module.__name__].items():
             original = getattr(module, attribute)
@@ -96,6 +97,12 @@ def _patch(module: ModuleType) -> None:
                 setattr(module, attribute, _wrapped(original, wrapper))
     except Exception:
         log.exception("callbacks stay on the Dag processor: their references cannot be noted")
+
+
+@functools.cache
+def _tell_once(differences: str) -> None:
+    """Several modules may have the same to say: that this is another Airflow."""
+    log.error("callbacks stay on the Dag processor: %s", differences)
 
 
 def _is_wanted() -> bool:

@@ -40,10 +40,14 @@ __all__ = [
     "package",
     "read_wanted",
     "tables",
+    "version",
 ]
 
 DISTRIBUTION: Final = "callback-priority"
 ACTIVATION: Final = "callback_priority"
+
+MOVED: Final = "callbacks moved off the Dag processor"
+"""The part of `callback_priority.compat.parts` without which `use_worker_callbacks` does nothing."""
 
 
 def package() -> Finding:
@@ -149,6 +153,45 @@ def hook(wanted: Wanted) -> Finding:
         found="fits this Airflow's code, and installs"
         if wanted.mode is not Mode.OFF
         else "fits this Airflow's code",
+    )
+
+
+def version(wanted: Wanted) -> Finding:
+    """What this version of Airflow can carry, and what it cannot."""
+    from callback_priority import compat
+    from callback_priority.compat.parts import PARTS, SLOT_LOOP, lacking, versions_of
+
+    installed = compat.airflow_version()
+    missing = lacking()
+    run = versions_of(compat.series())
+    values = {
+        "version": installed,
+        "tested": run,
+        "works": [part.name for part in PARTS if part not in missing],
+        "does_not": [part.name for part in missing],
+    }
+    details = tuple(f"not here: {part.name}; {part.without}" for part in missing)
+    tested = f"tested on {' and '.join(run)}" if run else "never tested"
+    if SLOT_LOOP in missing:
+        return Finding(
+            check="version",
+            status=wanted.serious,
+            found=f"nothing works in Airflow {installed}: {tested}",
+            remedy="install the release of callback-priority that is made for this Airflow",
+            values=values,
+        )
+    found = f"Airflow {compat.series()}, {tested}, this is {installed}: "
+    found += (
+        f"{count(len(missing), 'part does', 'parts do')} not work here" if missing else "everything works"
+    )
+    moves = wanted.moves and any(part.name == MOVED for part in missing)
+    return Finding(
+        check="version",
+        status=Status.WARN if moves else Status.OK,
+        found=found,
+        details=details,
+        remedy=f"set `[{SECTION}] use_worker_callbacks = none`, or run Airflow 3.3" if moves else "",
+        values=values,
     )
 
 

@@ -44,6 +44,7 @@ def examine() -> list[Finding]:
         findings.append(_cannot_check("configuration", error))
         return findings
     findings.append(_checked("hook", lambda: installed.hook(wanted)))
+    findings.append(_checked("version", lambda: installed.version(wanted)))
     findings.append(_checked("entry points", installed.entry_points))
     try:
         with connected() as connection:

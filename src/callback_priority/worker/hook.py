@@ -85,7 +85,7 @@ def _replace_callbacks(module: Any) -> None:
 
 
 def _attempt(original: Any, *args: Any, **kwargs: Any) -> Any:
-    supervise = None
+    supervise: Any = None
     try:
         if _is_active() and _attempts_are_known():
             from callback_priority.worker.attempts import supervise  # noqa: PLC0415 - see the module's docstring
