@@ -93,9 +93,9 @@ def test_where_a_callback_stands(conn: Connection, now: datetime) -> None:
     units.claim(conn, {claimed: "log"}, worker="here:1", now=now)
     items.requeue(conn, [waiting])
     assert settling.standings(conn, [held, claimed, waiting, uuid.uuid4()]) == {
-        held: Standing(job_id=7, claimed=False, state="queued"),
-        claimed: Standing(job_id=7, claimed=True, state="queued"),
-        waiting: Standing(job_id=None, claimed=False, state="queued"),
+        held: Standing(job_id=7, external_id=None, claimed=False, state="queued"),
+        claimed: Standing(job_id=7, external_id=None, claimed=True, state="queued"),
+        waiting: Standing(job_id=None, external_id=None, claimed=False, state="queued"),
     }
 
 

@@ -103,7 +103,7 @@ class SlotAllocator:
         self.ledger = self.in_flight.ledger
         self.router = Router(runner, self.in_flight)
         self.settlement = Settlement(self.in_flight, settings, self._failed, runner.job.id)
-        self.hand = HandOver(self.in_flight, self.router, self.settlement, utcnow, self._failed, self.living)
+        self.hand = HandOver(self.in_flight, self.router, self.settlement, utcnow, self._failed)
         self.journal = Journal(settings, runner.job.id)
         self.shadow = Shadow(self.in_flight, settings, runner.job.id, self.journal)
         self.breaker = Breaker(settings.failure_threshold, settings.failure_back_off_seconds)
@@ -267,7 +267,12 @@ class SlotAllocator:
             ]
             if not wanted:
                 return
-            loaded = callbacks.load(session, wanted, self.settings.callback_queue)  # type: ignore[arg-type]
+            loaded = callbacks.load(
+                session,
+                wanted,  # type: ignore[arg-type]
+                self.settings.callback_queue,
+                valid_seconds=self.recovery.valid_seconds,
+            )
             turn.workloads |= loaded.workloads
             turn.batches |= loaded.batches
             turn.attempts |= loaded.attempts

@@ -158,7 +158,11 @@ class Loaded:
 
 
 def load(
-    session: Session, wanted: Sequence[tuple[UUID, Any]], queues: Mapping[ServiceClass, str] | None = None
+    session: Session,
+    wanted: Sequence[tuple[UUID, Any]],
+    queues: Mapping[ServiceClass, str] | None = None,
+    *,
+    valid_seconds: float | None = None,
 ) -> Loaded:
     """Lock and read callbacks with their Dag runs and Dags in one statement, and make their workloads.
 
@@ -166,6 +170,7 @@ def load(
         session: The critical section's session.
         wanted: Each callback with the executor that it is to run on.
         queues: The queues of the classes that have one of their own, for executors that have queues.
+        valid_seconds: How long a worker's token is valid on its way; ``None`` for as long as Airflow has it.
 
     A row that cannot be read spoils the statement, so the rows are then read by halves until it stands alone.
 
@@ -175,7 +180,8 @@ def load(
     loaded = Loaded()
     executors = dict(wanted)
     queue_of = _Queues(queues or {}, conf.get("operators", "default_queue", fallback="default"))
-    _load(session, list(executors), executors, queue_of, loaded)
+    with _configuration_read_once(valid_seconds):
+        _load(session, list(executors), executors, queue_of, loaded)
     return loaded
 
 
@@ -207,35 +213,34 @@ def _load(
         _load(session, ids[middle:], executors, queues, loaded)
         return
     loaded.missing.update(set(ids) - {row.id for row in rows})
-    with _configuration_read_once():
-        for row in rows:
-            if row.state != CallbackState.PENDING:
-                loaded.elsewhere.add(row.id)
-                continue
-            reason = _unfit(row)
-            if reason is not None:
-                loaded.unfit[row.id] = reason
-                continue
-            run: Any = RunOfCallback(
-                dag_id=row.dag_id,
-                run_id=row.run_id,
-                bundle_version=row.bundle_version,
-                bundle_name=row.bundle_name,
-                relative_fileloc=row.relative_fileloc,
-                version_data=row.version_data,
+    for row in rows:
+        if row.state != CallbackState.PENDING:
+            loaded.elsewhere.add(row.id)
+            continue
+        reason = _unfit(row)
+        if reason is not None:
+            loaded.unfit[row.id] = reason
+            continue
+        run: Any = RunOfCallback(
+            dag_id=row.dag_id,
+            run_id=row.run_id,
+            bundle_version=row.bundle_version,
+            bundle_name=row.bundle_name,
+            relative_fileloc=row.relative_fileloc,
+            version_data=row.version_data,
+        )
+        try:
+            workload = workloads.ExecuteCallback.make(
+                callback=row, dag_run=run, generator=executors[row.id].jwt_generator
             )
-            try:
-                workload = workloads.ExecuteCallback.make(
-                    callback=row, dag_run=run, generator=executors[row.id].jwt_generator
-                )
-                workload.callback.data["queue"] = queues.queue(row)
-            except Exception as error:  # noqa: BLE001 - hostile data meets Airflow's schemas; one row must not stop the rest
-                _cannot(loaded, row.id, f"its workload cannot be made: {_brief(error)}", error)
-            else:
-                loaded.workloads[row.id] = workload
-                loaded.attempts[row.id] = row.attempts
-                if row.batch is not None:
-                    loaded.batches[row.id] = row.batch
+            workload.callback.data["queue"] = queues.queue(row)
+        except Exception as error:  # noqa: BLE001 - hostile data meets Airflow's schemas; one row must not stop the rest
+            _cannot(loaded, row.id, f"its workload cannot be made: {_brief(error)}", error)
+        else:
+            loaded.workloads[row.id] = workload
+            loaded.attempts[row.id] = row.attempts
+            if row.batch is not None:
+                loaded.batches[row.id] = row.batch
 
 
 def _cannot(loaded: Loaded, callback_id: UUID, reason: str, error: Exception) -> None:
@@ -289,23 +294,33 @@ def _unfit(row: Any) -> str | None:
 class _ReadOnce:
     """Airflow's configuration, for code that asks for the same number again and again."""
 
-    def __init__(self, configuration: Any) -> None:
+    def __init__(self, configuration: Any, valid_seconds: float | None) -> None:
         self._configuration = configuration
-        self.getfloat = cache(configuration.getfloat)
+        self._valid_seconds = valid_seconds
+        self.getfloat = cache(self._getfloat)
+
+    def _getfloat(self, section: str, key: str, **options: Any) -> float:
+        if (section, key) == _VALID and self._valid_seconds is not None:
+            return self._valid_seconds
+        return float(self._configuration.getfloat(section, key, **options))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._configuration, name)
 
 
+_VALID: Final = ("scheduler", "task_queued_timeout")
+"""For how long Airflow makes the token of a workload valid."""
+
+
 @contextmanager
-def _configuration_read_once() -> Iterator[None]:
+def _configuration_read_once(valid_seconds: float | None) -> Iterator[None]:
     """Let Airflow look up how long a token is valid once, and not for each workload.
 
     The look-up goes through the environment, files and interpolation, and takes longer than signing the token.
     """
     names = vars(workload_base)
     configuration = names["conf"]
-    names["conf"] = _ReadOnce(configuration)
+    names["conf"] = _ReadOnce(configuration, valid_seconds)
     try:
         yield
     finally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from callback_priority.adapter import callbacks
@@ -28,6 +28,9 @@ __all__ = ["HandOver"]
 
 log = logging.getLogger(__name__)
 
+HELD_UP_US: Final = MICROSECONDS
+"""After how long since its decision a scheduler makes sure that what it granted is still its own."""
+
 
 class HandOver:
     """Gives workloads to executors, in the order in which they were granted slots.
@@ -38,7 +41,6 @@ class HandOver:
         settlement: Settles what cannot run here.
         utcnow: The present.
         failed: Is told of what an executor raises.
-        living: Age of the last heartbeat from which this scheduler is taken for dead.
     """
 
     def __init__(
@@ -48,9 +50,7 @@ class HandOver:
         settlement: Settlement,
         utcnow: Callable[[], datetime],
         failed: Callable[[str, Exception], None],
-        living: timedelta,
     ) -> None:
-        self.living_us = round(living.total_seconds() * MICROSECONDS)
         self.in_flight = in_flight
         self.router = router
         self.settlement = settlement
@@ -82,7 +82,12 @@ class HandOver:
             self._enter(turn)
         except Exception as error:  # noqa: BLE001 - who is not entered by now is entered below, or by `adopt_queued`
             self.failed("enter", error)
-        overtaken = self._overtaken(session, turn)
+        try:
+            overtaken = self._overtaken(session, turn)
+        except Exception:
+            # No executor has any of them: the sweep finds that, and sets them back to pending.
+            self.in_flight.ended(callback_key(each) for each in turn.granted)
+            raise
         for grant in turn.decision.grants:
             callback_id = grant.candidate.id
             if not isinstance(callback_id, UUID):
@@ -111,10 +116,10 @@ class HandOver:
     def _overtaken(self, session: Session, turn: Turn) -> set[UUID]:
         """Callbacks that another scheduler has taken over since they were granted.
 
-        A process that was stopped for long after its commit may be taken for dead meanwhile. That is only looked for
-        where so much time has passed.
+        A process that was stopped after its commit may be taken for dead meanwhile; its last heartbeat may be long
+        ago by then. That is only looked for where time has passed.
         """
-        if self.in_flight.now_us() - turn.monotonic_us < self.living_us:
+        if self.in_flight.now_us() - turn.monotonic_us < HELD_UP_US:
             return set()
         mine = {
             item.callback_id for item in items.granted_items(session.connection(), self.settlement.job_id)

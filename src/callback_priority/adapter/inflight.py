@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 from airflow.utils.state import CallbackState
 
+from callback_priority.adapter.adoption import can_tell
 from callback_priority.compat.executors import forget_callback, queued, queued_connection_tests
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.ledger import Ledger
@@ -77,8 +78,8 @@ class InFlight:
         free before that is reported."""
         self.running: set[Hashable] = set()
         """Callbacks that a worker has, as their executor said."""
-        self.abandoned: set[Hashable] = set()
-        """Callbacks of which an attempt was given up, whose end may be reported all the same."""
+        self.abandoned: dict[Hashable, int] = {}
+        """Callbacks of which an attempt was given up, whose end may be reported all the same, and when that was."""
 
     def occupancy(self) -> Occupancy:
         """Count what is held now. O(slots in use)."""
@@ -155,29 +156,46 @@ class InFlight:
         """Another scheduler looks after this callback now: what was known of it here does not count."""
         self.ended([key])
         self.routed.discard(key)
-        self.abandoned.discard(key)
+        self.abandoned.pop(key, None)
 
     def is_late(self, key: Hashable) -> bool:
         """Whether an end that is reported now may be that of an attempt given up before; asked once for each."""
-        late = key in self.abandoned and key in self.ledger
-        self.abandoned.discard(key)
-        return late
+        return self.abandoned.pop(key, None) is not None and key in self.ledger
 
-    def abandon(self, key: Hashable) -> None:
+    def abandon(self, key: Hashable, *, silenced: bool = False) -> None:
         """Free the slot of a callback whose end will not be reported, in its executor's own books too.
 
         Its key stays in ``routed``: should an end be reported after all, it is not Airflow's to write.
+
+        Args:
+            key: The callback.
+            silenced: Whether it is certain that no end is reported, so that the next one is that of the next attempt.
         """
         hold = self.ledger.get(key)
         self.ended([key])
-        self.abandoned.add(key)
         executor = None if hold is None else self.by_label.get(hold.executor)
+        # Celery is not asked any more for what its executor has forgotten.
+        may_report = self.by_label.values() if executor is None else [executor]
+        if not silenced and not all(map(can_tell, may_report)):
+            self.abandoned[key] = self.now_us()
         if executor is None:
             return
         forget_callback(executor, key)
         executor.change_state(key, CallbackState.FAILED, remove_running=True)
         # What became of it is for its rows to say.
         executor.event_buffer.pop(key, None)
+
+    def forget_all_but(self, open_keys: Iterable[Hashable], *, abandoned_before: int) -> None:
+        """Forget callbacks that hold no slot and are over: where no end is reported, nothing else does.
+
+        Args:
+            open_keys: Callbacks that are not over, whether they hold a slot or not.
+            abandoned_before: Of attempts that were given up before, in microseconds of the clock, no end is expected.
+        """
+        kept = {*open_keys, *(hold.key for hold in self.ledger)}
+        self.routed &= kept
+        self.running &= kept
+        self.abandoned = {key: at for key, at in self.abandoned.items() if at >= abandoned_before}
 
     def unreported_keys(self) -> list[Hashable]:
         """Keys that hold a slot on our word alone: the ones whose end could have been missed."""

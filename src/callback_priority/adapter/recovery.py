@@ -43,15 +43,15 @@ from callback_priority.policy.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["BATCH", "Recovery"]
+__all__ = ["BATCH", "CLOCKS_DIFFER_SECONDS", "Recovery"]
 
 log = logging.getLogger(__name__)
 
 BATCH: Final = 1_000
 """The most runs that are taken over at once, so that no transaction grows long."""
 
-WAY_MARGIN_SECONDS: Final = 60.0
-"""How much longer than its token is valid a workload may be on its way, by clocks that differ."""
+CLOCKS_DIFFER_SECONDS: Final = 60.0
+"""By how much the clocks of machines may differ."""
 
 SCHEDULER_GONE: Final = "the scheduler that had granted it is gone"
 
@@ -90,9 +90,14 @@ class Recovery:
 
     @property
     def queued_seconds(self) -> float:
-        """How long a callback may be on its way to a worker: as long as Airflow has made its token valid."""
+        """How long a callback may be on its way to a worker: as long as a task instance, and a margin."""
         own = self.settings.callback_queued_timeout_seconds
-        return own or conf.getfloat("scheduler", "task_queued_timeout") + WAY_MARGIN_SECONDS
+        return own or conf.getfloat("scheduler", "task_queued_timeout") + CLOCKS_DIFFER_SECONDS
+
+    @property
+    def valid_seconds(self) -> float:
+        """How long a worker's token is to be valid: none is turned away before its attempt is given up."""
+        return self.queued_seconds + self.settings.sweep_interval_seconds + CLOCKS_DIFFER_SECONDS
 
     @property
     def silence_seconds(self) -> float:
@@ -128,7 +133,7 @@ class Recovery:
             for each, pulse in pulses.items()
             if now - pulse.heard_at <= timedelta(seconds=self._patience_seconds(pulse)) and each not in gone
         } - adopted
-        items.take_over(connection, adopted | watched, self.job_id)
+        items.take_over(connection, [each.callback_id for each in found], self.job_id)
         for each in found:
             if each.callback_id in adopted:
                 self.in_flight.hold(
@@ -170,7 +175,7 @@ class Recovery:
 
     # Of this scheduler --------------------------------------------------------------------------------------
 
-    def look_after_own(self, session: Session, now: datetime) -> None:
+    def look_after_own(self, session: Session, now: datetime) -> int:
         """Settle those of this scheduler's callbacks of which nothing more will be heard.
 
         Those whose worker was reported gone, though what became of them could not be written then, are settled
@@ -188,14 +193,17 @@ class Recovery:
             for item in items.granted_items(connection, self.job_id)
         }
         leaders = set(led_by.values())
+        self._forget_all_but(leaders)
+        self._own(connection, leaders)
         pulses = settling.pulses(connection, leaders)
         away = {each for each in leaders if callback_key(each) not in self.in_flight.ledger}
         silent = self._silent(pulses)
         killed = self._of_dead_processes(connection, self._in_local_workers(pulses))
-        untaken = self._untaken(pulses)
+        late = self._late(pulses)
+        untaken = late & leaders
         over = (away & self.settlement.owed) | silent | killed | untaken
-        for each in silent | killed | untaken:
-            self._abandon(each)
+        for each in silent | killed | late:
+            self._abandon(each, silenced=each in killed)
         self._tell(silent - killed, "their workers have not been heard of in time")
         self._tell(killed, "their worker processes were killed")
         self._tell(untaken, "no worker took them in time, or one without this library takes too long")
@@ -203,12 +211,14 @@ class Recovery:
         if over | unowned:
             self.settlement.settle(session, over | unowned, now)
         self.settlement.owed.clear()
+        self.settlement.succeeded.clear()
         # What a worker has, though no executor here knows of it, was taken over and is watched.
         nowhere = away - over - pulses.keys()
         back = [each for each, leader in led_by.items() if leader in nowhere]
         if back:
             callbacks.to_pending(connection, back)
             items.requeue(connection, back, "no executor had it")
+        return len(unowned)
 
     def _patience_seconds(self, pulse: Pulse) -> float:
         """How long after its last sign a worker may still be there."""
@@ -252,8 +262,26 @@ class Recovery:
                 gone.add(leader)
         return gone
 
-    def _untaken(self, pulses: Mapping[UUID, Pulse]) -> set[UUID]:
-        """Callbacks that were given to an executor long ago, and that no worker which reports has."""
+    def _forget_all_but(self, leaders: Collection[UUID]) -> None:
+        longest = self.settings.callback_running_timeout_seconds
+        self.in_flight.forget_all_but(
+            (callback_key(each) for each in leaders),
+            abandoned_before=self.in_flight.now_us() - round(longest * MICROSECONDS),
+        )
+
+    def _own(self, connection: Connection, leaders: Collection[UUID]) -> None:
+        """Look after what Airflow's own step gave to this scheduler's executors, which know whether it runs."""
+        strangers = {
+            callback_of(hold.key) for hold in self.in_flight.ledger if is_callback(hold.key)
+        }.difference(leaders)
+        if strangers:
+            items.own(connection, strangers, self.job_id)
+
+    def _late(self, pulses: Mapping[UUID, Pulse]) -> set[UUID]:
+        """Callbacks that were given to an executor long ago, and that no worker which reports has.
+
+        Among them may be some that another scheduler has taken over meanwhile: their slots here are kept for nothing.
+        """
         present = self.in_flight.now_us()
         late = present - round(self.queued_seconds * MICROSECONDS)
         too_late = present - round(self.settings.callback_running_timeout_seconds * MICROSECONDS)
@@ -291,9 +319,9 @@ class Recovery:
         items.take_over(connection, watched, self.job_id)
         return set(found) - watched.keys()
 
-    def _abandon(self, leader: UUID) -> None:
+    def _abandon(self, leader: UUID, *, silenced: bool) -> None:
         try:
-            self.in_flight.abandon(callback_key(leader))
+            self.in_flight.abandon(callback_key(leader), silenced=silenced)
         except Exception as error:  # noqa: BLE001 - an executor's own code; its rows are settled all the same
             self.settlement.failed("abandon", error)
 

@@ -37,6 +37,7 @@ from airflow.utils.state import CallbackState
 from sqlalchemy import Connection
 
 from callback_priority.adapter import callbacks, metrics
+from callback_priority.adapter.adoption import can_tell
 from callback_priority.adapter.inflight import ENDED_NOT, InFlight
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.savepoints import roll_back_if_lost, savepoint
@@ -146,6 +147,8 @@ class Settlement:
         self.job_id = job_id
         self.owed: set[UUID] = set()
         """Runs that have ended and may not be settled: the transaction may yet be rolled back."""
+        self.succeeded: set[UUID] = set()
+        """Of these, those that ended well by their executor's word, while their rows say that they still run."""
         self.next_retry_seconds = inf
         """In how many seconds the first of those is to be tried again that were set aside since this was last read."""
 
@@ -189,8 +192,14 @@ class Settlement:
             elif self.in_flight.is_late(key):
                 executor.event_buffer.pop(key)
                 log.info("An earlier attempt of callback %s has ended: %s", key, state)
-            elif key in self.in_flight.routed or (standing is not None and standing.claimed):
+            elif (
+                key in self.in_flight.routed
+                or (standing is not None and standing.claimed)
+                or self._is_unsent(executor, standing, state)
+            ):
                 executor.event_buffer.pop(key)
+                if state == CallbackState.SUCCESS and key not in self.in_flight.routed:
+                    self.succeeded.add(callback_of(key))
                 self.in_flight.routed.discard(key)
                 log.debug("The worker of callback %s has ended: %s %s", key, state, info)
                 ended.append(key)
@@ -198,6 +207,17 @@ class Settlement:
         if running or names:
             self._note(session, running, names)
         return ended
+
+    @staticmethod
+    def _is_unsent(executor: Any, standing: settling.Standing | None, state: object) -> bool:
+        """Whether a broker did not take a callback: Celery's name of what it took comes before it can end."""
+        return (
+            state == CallbackState.FAILED
+            and can_tell(executor)
+            and standing is not None
+            and standing.job_id is not None
+            and standing.external_id is None
+        )
 
     def _standings(self, session: Session, told: Iterable[Hashable]) -> dict[UUID, settling.Standing]:
         """Where callbacks stand; of none if the database fails, and then memory has to do."""
@@ -235,7 +255,12 @@ class Settlement:
         """
         connection = session.connection()
         leaders = set(leaders)
-        ridden = settling.runs(connection, leaders)
+        # A scheduler that was taken for dead, and goes on, finds the next attempt here, which is another's.
+        ridden = [
+            self._told(connection, each, now)
+            for each in settling.runs(connection, leaders)
+            if each.is_with(self.job_id)
+        ]
         taken = {each.leader_id for each in ridden if each.claimed}
         done = [each.callback_id for each in ridden if each.ended]
         attempts: list[_Attempt] = []
@@ -265,6 +290,14 @@ class Settlement:
             units.release(connection, parked)
             callbacks.to_pending(connection, parked, even_running=True)
             self._park(connection, parked, now, NOT_TAKEN)
+
+    def _told(self, connection: Connection, ridden: settling.Ridden, now: datetime) -> settling.Ridden:
+        """End a callback of Airflow's own whose worker could not tell that it ended well, though its executor does."""
+        if ridden.callback_id not in self.succeeded or not ridden.started or ridden.ended or ridden.failed:
+            return ridden
+        success = CallbackState.SUCCESS.value
+        units.mark_ended(connection, ridden.callback_id, state=success, output=None, log=None, now=now)
+        return attrs.evolve(ridden, ended=True)
 
     def _try_again(self, connection: Connection, attempts: Iterable[_Attempt], now: datetime) -> None:
         """Let callbacks wait for their next attempt; fail those that have had their last."""

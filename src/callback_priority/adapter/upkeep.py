@@ -12,12 +12,14 @@ from uuid import UUID
 from airflow.models.callback import Callback
 from airflow.utils.state import CallbackState
 from sqlalchemy import Connection, select, union_all
+from sqlalchemy.exc import DBAPIError
 
-from callback_priority.adapter import callbacks
+from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.inflight import InFlight
-from callback_priority.adapter.recovery import BATCH, Recovery
+from callback_priority.adapter.recovery import BATCH, CLOCKS_DIFFER_SECONDS, Recovery
 from callback_priority.adapter.routing import fallback
 from callback_priority.adapter.routing.units import batched
+from callback_priority.adapter.savepoints import savepoint
 from callback_priority.adapter.settlement import Settlement
 from callback_priority.compat.keys import (
     callback_of,
@@ -25,7 +27,7 @@ from callback_priority.compat.keys import (
     is_callback,
     task_instances_held,
 )
-from callback_priority.persistence import items, journal, references, requests, sweep
+from callback_priority.persistence import items, journal, references, requests, sweep, units
 from callback_priority.persistence.enqueueing import NewItem, enqueue, record_granted
 from callback_priority.persistence.tables import item_table
 from callback_priority.policy.settings import Settings
@@ -33,9 +35,12 @@ from callback_priority.policy.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["Upkeep"]
+__all__ = ["FORGOTTEN", "Upkeep"]
 
 log = logging.getLogger(__name__)
+
+FORGOTTEN: Final = "what it was to call is not known any more: the tables of callback-priority were removed"
+"""Why a routed callback fails of which there is no unit: our tables were removed and made again."""
 
 _CALLBACK_HOLDS: Final = frozenset({CallbackState.QUEUED, CallbackState.RUNNING})
 
@@ -78,8 +83,8 @@ class Upkeep:
         return clock >= min(self._sweep_at, self._retry_at, self._unpark_at)
 
     def sweep_soon(self) -> None:
-        """Something was found that a sweep puts right: do it in this loop."""
-        self._sweep_at = self.clock()
+        """Something was found that a sweep puts right: do it in this loop; and look which slots are held, in the next."""
+        self._sweep_at = self._reconcile_at = self.clock()
 
     def enqueue(self, session: Session, new: Sequence[tuple[UUID, object, int]], now: datetime) -> None:
         """Give items to callbacks that became pending in this transaction.
@@ -101,12 +106,9 @@ class Upkeep:
         connection = session.connection()
         if clock >= self._retry_at:
             self._retry_at = clock + self.settings.executor_retry_seconds
-            time_to_live = timedelta(seconds=self.settings.executor_time_to_live_seconds)
-            expired = items.expired(connection, parked_before=now - time_to_live, limit=BATCH)
-            if expired:
-                prefix = f"expired after {self.settings.executor_time_to_live_seconds:g} s: "
-                reasons = {each: prefix + why.removeprefix(prefix) for each, why in expired.items()}
-                self.settlement.give_up(session, reasons, now).tell()
+            if self.recovery is not None:
+                self._give_up(session, now)
+            items.advance_retries(connection, now + self._longest_delay, now)
             self._unpark_at = min(self._unpark_at, clock)
             if items.any_triggered(connection):
                 self.roused += self.settlement.reroute_triggered(session, now, BATCH)
@@ -120,18 +122,48 @@ class Upkeep:
             if self._sweep(session, now):
                 self._sweep_at = clock
 
+    @property
+    def _longest_delay(self) -> timedelta:
+        """How far ahead a retry can be, by clocks that differ."""
+        settings = self.settings
+        longest = max(settings.callback_retry_max_delay_seconds, settings.executor_retry_seconds)
+        return timedelta(seconds=longest + CLOCKS_DIFFER_SECONDS)
+
+    def _give_up(self, session: Session, now: datetime) -> None:
+        """Give up what has been set aside for too long."""
+        time_to_live = timedelta(seconds=self.settings.executor_time_to_live_seconds)
+        expired = items.expired(session.connection(), parked_before=now - time_to_live, limit=BATCH)
+        if expired:
+            prefix = f"expired after {self.settings.executor_time_to_live_seconds:g} s: "
+            reasons = {each: prefix + why.removeprefix(prefix) for each, why in expired.items()}
+            self.settlement.give_up(session, reasons, now).tell()
+
     def _sweep(self, session: Session, now: datetime) -> bool:
-        """Bring items in line with Airflow's rows; returns whether there is more to do."""
-        connection = session.connection()
-        stranded = 0
+        """Do all that a sweep does; returns whether there is more to do."""
+        steps = [self._bring_in_line]
         if self.recovery is not None:
-            stranded = self.recovery.take_over(session, now)
-            self.recovery.look_after_own(session, now)
-        outlived = self._expire(session, now)
+            steps = [self.recovery.take_over, self.recovery.look_after_own, self._expire, *steps]
+        return max([self._step(session, now, each) for each in steps]) >= BATCH
+
+    def _step(self, session: Session, now: datetime, step: Callable[[Session, datetime], int]) -> int:
+        """Do one step, and the next even if this one fails each time; returns how much was dealt with."""
+        try:
+            with savepoint(session.connection(), "callback_priority_sweep", reads_first=True):
+                return step(session, now)
+        except Exception as error:
+            if isinstance(error, DBAPIError) and error.connection_invalidated:
+                raise
+            self.settlement.failed("sweep", error)
+            return 0
+
+    def _bring_in_line(self, session: Session, now: datetime) -> int:
+        """Bring items in line with Airflow's rows; returns the most that was dealt with of a kind."""
+        connection = session.connection()
         removed = sweep.remove_orphans(connection, limit=BATCH)
         settled = sweep.settle_foreign(connection, now=now, limit=BATCH)
         found = sweep.callbacks_without_item(connection, BATCH)
         self._enqueue(session, self._items_of(connection, found), now)
+        units.renew(connection, [each.callback_id for each in found])
         foreign = sweep.callbacks_granted_without_item(connection, BATCH)
         record_granted(connection, self._items_of(connection, foreign), now=now)
         self.roused += settled.requeued + len(found)
@@ -141,8 +173,7 @@ class Upkeep:
         told = journal.trim(connection, written_before=horizon, limit=BATCH)
         unknown = references.forget_unknown_dags(connection, limit=BATCH)
         changed = settled.done + settled.requeued
-        dealt_with = (stranded, outlived, removed, changed, len(found), len(foreign))
-        return max(*dealt_with, trimmed, forgotten, told, unknown) >= BATCH
+        return max(removed, changed, len(found), len(foreign), trimmed, forgotten, told, unknown)
 
     def _expire(self, session: Session, now: datetime) -> int:
         """Fail what has waited longer than its time to live; returns how many there were."""
@@ -154,11 +185,15 @@ class Upkeep:
         return len(found)
 
     def _items_of(self, connection: Connection, found: Sequence[sweep.PendingCallback]) -> list[NewItem]:
-        """The items of callbacks without one; a routed callback's is what routing gave it."""
+        """The items of callbacks without one; a routed callback's is what routing gave it.
+
+        One of which that is not known any more is failed.
+        """
         if not found:
             return []
         bodies = requests.bodies_of(connection, [each.callback_id for each in found])
         new = []
+        forgotten = []
         for each in found:
             item = callbacks.swept_item(each, self.settings)
             if (body := bodies.get(each.callback_id)) is not None:
@@ -166,7 +201,14 @@ class Upkeep:
                     item = batched(item, fallback.request_of(body), self.settings)
                 except ValueError:
                     log.debug("The request of callback %s cannot be read", each.callback_id, exc_info=True)
+            elif self.recovery is not None and callbacks.is_routed(each):
+                forgotten.append(each.callback_id)
+                continue
             new.append(item)
+        if forgotten:
+            callbacks.fail(connection, dict.fromkeys(forgotten, FORGOTTEN))
+            log.error("%d callback(s) have failed, e.g. %s: %s", len(forgotten), forgotten[0], FORGOTTEN)
+            metrics.count("callbacks_failed", len(forgotten))
         return new
 
     def _enqueue(self, session: Session, new: Sequence[NewItem], now: datetime) -> None:

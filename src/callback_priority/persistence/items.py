@@ -45,6 +45,7 @@ __all__ = [
     "GrantedItem",
     "Item",
     "Lost",
+    "advance_retries",
     "any_triggered",
     "expired",
     "granted_items",
@@ -55,11 +56,13 @@ __all__ = [
     "name_externally",
     "next_retry",
     "outlived",
+    "own",
     "park",
     "read_item",
     "requeue",
     "take_over",
     "try_again",
+    "unpark",
     "unpark_due",
 ]
 
@@ -210,6 +213,8 @@ _REQUEUE: Final = (
         charge=0,
     )
 )
+# Asked again, since another scheduler may have granted it by now.
+_UNPARK: Final = _REQUEUE.where(_ITEM.retry_at <= _NOW)
 _RETRY: Final = (
     update(item_table)
     .where(_ITEM.callback_id == bindparam("id", type_=Uuid), _ITEM.state != ItemState.DONE.value)
@@ -235,6 +240,15 @@ _TAKE_OVER: Final = (
     )
     .values(scheduler_job_id=bindparam("job_id", type_=Integer))
 )
+_OWN: Final = (
+    update(item_table)
+    .where(
+        _ITEM.callback_id.in_(_IDS),
+        _ITEM.state == ItemState.GRANTED.value,
+        _ITEM.scheduler_job_id.is_(None),
+    )
+    .values(scheduler_job_id=bindparam("job_id", type_=Integer))
+)
 _NAME: Final = (
     update(item_table)
     .where(
@@ -243,6 +257,9 @@ _NAME: Final = (
         _ITEM.scheduler_job_id == bindparam("job_id", type_=Integer),
     )
     .values(external_id=bindparam("new_external_id", type_=String))
+)
+_ADVANCE: Final = (
+    update(item_table).where(_ITEM.retry_at > bindparam("latest", type_=UtcDateTime)).values(retry_at=_NOW)
 )
 _DUE: Final = (
     select(_ITEM.callback_id)
@@ -412,6 +429,20 @@ def take_over(conn: Connection, leaders: Iterable[UUID], job_id: int) -> int:
     return _change(conn, _TAKE_OVER, leaders, {"job_id": job_id})
 
 
+def own(conn: Connection, ids: Iterable[UUID], job_id: int) -> int:
+    """Put those of the callbacks under a scheduler's care that nobody with this library has granted.
+
+    Args:
+        conn: Connection to Airflow's metadata database.
+        ids: The callbacks.
+        job_id: The scheduler, whose executors have them.
+
+    Returns:
+        How many rows changed.
+    """
+    return _change(conn, _OWN, ids, {"job_id": job_id})
+
+
 def name_externally(conn: Connection, names: Mapping[UUID, str], job_id: int) -> None:
     """Note what their executor's broker knows callbacks by; one statement, sent for each of them.
 
@@ -440,7 +471,21 @@ def unpark_due(conn: Connection, now: datetime, limit: int = KEYS_PER_STATEMENT)
         How many wait again.
     """
     due = conn.scalars(_DUE, {"now": now, "most": limit}).all()
-    return requeue(conn, due) if due else 0
+    return unpark(conn, due, now) if due else 0
+
+
+def unpark(conn: Connection, ids: Iterable[UUID], now: datetime) -> int:
+    """Let those of the callbacks wait again that are parked and due."""
+    return _change(conn, _UNPARK, ids, {"now": now, "new_reason": None})
+
+
+def advance_retries(conn: Connection, latest: datetime, now: datetime) -> int:
+    """Have parked callbacks be due now whose time is later than any can be: a clock was ahead when it was set.
+
+    Returns:
+        How many there were; one probe of an index if none.
+    """
+    return conn.execute(_ADVANCE, {"latest": latest, "now": now}).rowcount
 
 
 def next_retry(conn: Connection) -> datetime | None:

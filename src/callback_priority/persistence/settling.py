@@ -46,6 +46,7 @@ __all__ = [
 _CALLBACK = callback_table.c
 _ITEM = item_table.c
 _UNIT = unit_table.c
+_WAITING: Final = (ItemState.WAITING.value, ItemState.PARKED.value, ItemState.TRIGGERED.value)
 _IDS = bindparam("ids", type_=Uuid, expanding=True)
 _MOST = bindparam("most", type_=Integer)
 
@@ -60,6 +61,8 @@ class Ridden:
         service_class: Its class.
         request_id: What Airflow asked to be called; ``None`` for a callback that is no request's.
         failures: How many of its attempts were lost or failed before.
+        waits: Whether it waits for an attempt, and none is under way.
+        job_id: The scheduler that has granted the attempt; ``None`` if none with this library has.
         claimed: Whether a worker took it.
         started: Whether the worker began to call it.
         failed: Whether the worker reported that it failed and is to be tried again.
@@ -71,10 +74,16 @@ class Ridden:
     service_class: ServiceClass
     request_id: UUID | None
     failures: int
+    waits: bool
+    job_id: int | None
     claimed: bool
     started: bool
     failed: bool
     ended: bool
+
+    def is_with(self, job_id: int) -> bool:
+        """Whether the attempt is a scheduler's to settle: its own, or nobody's."""
+        return not self.waits and self.job_id in (None, job_id)
 
 
 @attrs.frozen(kw_only=True)
@@ -83,11 +92,13 @@ class Standing:
 
     Args:
         job_id: The scheduler that has granted it a slot; ``None`` if it holds none.
+        external_id: What its executor's broker knows it by; ``None`` if that has not taken it, or names nothing.
         claimed: Whether a worker took it and says itself how it ends.
         state: Airflow's state of it.
     """
 
     job_id: int | None
+    external_id: str | None
     claimed: bool
     state: str | None
 
@@ -146,6 +157,8 @@ _RIDDEN: Final[Select[Any]] = (
         _ITEM.callback_id,
         _ITEM.service_class,
         _ITEM.failures,
+        _ITEM.state.label("item_state"),
+        _ITEM.scheduler_job_id,
         _UNIT.request_id,
         _UNIT.claimed_at,
         _UNIT.started_at,
@@ -155,10 +168,16 @@ _RIDDEN: Final[Select[Any]] = (
     .outerjoin(unit_table, _UNIT.callback_id == _ITEM.callback_id)
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
     .where(_ITEM.callback_id.in_(_IDS))
+    .with_for_update(of=item_table)
 )
 _STANDINGS: Final[Select[Any]] = (
     select(
-        _ITEM.callback_id, _ITEM.state, _ITEM.scheduler_job_id, _UNIT.claimed_at, _CALLBACK.state.label("is")
+        _ITEM.callback_id,
+        _ITEM.state,
+        _ITEM.scheduler_job_id,
+        _ITEM.external_id,
+        _UNIT.claimed_at,
+        _CALLBACK.state.label("is"),
     )
     .outerjoin(unit_table, _UNIT.callback_id == _ITEM.callback_id)
     .join(callback_table, _CALLBACK.id == _ITEM.callback_id)
@@ -237,7 +256,9 @@ _UNOWNED: Final[Select[Any]] = (
 
 
 def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
-    """The callbacks of runs, with the units of their requests locked; four statements for up to 5,000 callbacks.
+    """The callbacks of runs, with the units of their requests, and then their items, locked.
+
+    Four statements for up to 5,000 callbacks. A worker that is just being given one of them is waited for.
 
     Args:
         conn: Connection to Airflow's metadata database.
@@ -256,6 +277,8 @@ def runs(conn: Connection, leaders: Iterable[UUID]) -> list[Ridden]:
             service_class=ServiceClass(row.service_class),
             request_id=None if row.request_id == row.callback_id else row.request_id,
             failures=row.failures,
+            waits=row.item_state in _WAITING,
+            job_id=row.scheduler_job_id if row.item_state == ItemState.GRANTED.value else None,
             claimed=row.claimed_at is not None,
             started=row.started_at is not None,
             failed=row.claimed_at is not None and row.state == CALLBACK_PENDING,
@@ -292,6 +315,7 @@ def standings(conn: Connection, ids: Collection[UUID]) -> dict[UUID, Standing]:
     return {
         row.callback_id: Standing(
             job_id=row.scheduler_job_id if row.state == ItemState.GRANTED.value else None,
+            external_id=row.external_id,
             claimed=row.claimed_at is not None,
             state=row._mapping["is"],
         )

@@ -166,6 +166,8 @@ _FOREIGN: Final[Select[Any]] = (
         _ITEM.state.in_(OPEN),
     )
     .limit(_most())
+    # Nobody grants one of them, or settles it, between this and the change; what is being settled is passed over.
+    .with_for_update(of=item_table, skip_locked=True)
 )
 _HISTORY: Final[Select[Any]] = (
     select(_ITEM.callback_id)

@@ -84,6 +84,7 @@ __all__ = [
     "read_units",
     "redirect_unit",
     "release",
+    "renew",
 ]
 
 OUTPUT_LIMIT_BYTES: Final = 8 * 1024
@@ -282,6 +283,18 @@ _RELEASE: Final = (
         heartbeat_at=null(),
     )
 )
+_RENEW: Final = (
+    update(unit_table)
+    .where(_UNIT.callback_id.in_(_IDS))
+    .values(
+        claimed_at=null(),
+        started_at=null(),
+        ended_at=null(),
+        worker=null(),
+        log_path=null(),
+        heartbeat_at=null(),
+    )
+)
 _START: Final = (
     update(unit_table)
     .where(_UNIT.callback_id == _ID)
@@ -452,6 +465,17 @@ def release(conn: Connection, ids: Iterable[UUID], *, even_started: bool = False
     statement = _RELEASE if even_started else _RELEASE.where(_UNIT.started_at.is_(None))
     return sum(
         conn.execute(statement, {"ids": piece}).rowcount for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
+    )
+
+
+def renew(conn: Connection, ids: Iterable[UUID]) -> int:
+    """Let callbacks be called again that somebody has set back to pending, whatever was reported of them before.
+
+    Returns:
+        How many of them have a unit.
+    """
+    return sum(
+        conn.execute(_RENEW, {"ids": piece}).rowcount for piece in chunks(sorted(ids), KEYS_PER_STATEMENT)
     )
 
 
