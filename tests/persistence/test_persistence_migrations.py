@@ -182,3 +182,22 @@ def test_the_manager_downgrades_and_comes_back(airflow_database: str) -> None:
         assert tables(airflow_database) == OURS
         with pytest.raises(ValueError, match="show_sql_only"):
             manager.downgrade("base", from_revision="8c1f4e0a7d35")
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_airflows_commands_take_them_back_and_away_as_the_docs_tell(
+    migrated_database: str, airflow_home: AirflowHome
+) -> None:
+    """A revision down, and then all of ours: what is Airflow's stays."""
+    from callback_priority.adapter.db_manager import CallbackPriorityDBManager
+
+    manager = f"{CallbackPriorityDBManager.__module__}.{CallbackPriorityDBManager.__qualname__}"
+    options = {"database": {"external_db_managers": manager}}
+    environment = airflow_home.subprocess_environment(migrated_database, options=options)
+    engine = create_engine(migrated_database)
+    airflows = set(inspect(engine).get_table_names()) - OURS
+    run_airflow(["db-manager", "downgrade", "--yes", "--to-revision", REVISIONS[-2], manager], environment)
+    assert tables(migrated_database) == OURS - {"callback_priority_journal"}
+    run_airflow(["db-manager", "reset", "--yes", "--skip-init", manager], environment)
+    assert set(inspect(engine).get_table_names()) == airflows
+    engine.dispose()
