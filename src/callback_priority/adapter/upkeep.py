@@ -12,7 +12,6 @@ from uuid import UUID
 from airflow.models.callback import Callback
 from airflow.utils.state import CallbackState
 from sqlalchemy import Connection, select, union_all
-from sqlalchemy.exc import DBAPIError
 
 from callback_priority.adapter import callbacks, metrics
 from callback_priority.adapter.inflight import InFlight
@@ -27,6 +26,7 @@ from callback_priority.compat.keys import (
     is_callback,
     task_instances_held,
 )
+from callback_priority.errors import TransactionLostError
 from callback_priority.persistence import items, journal, references, requests, sweep, units
 from callback_priority.persistence.enqueueing import NewItem, enqueue, record_granted
 from callback_priority.persistence.tables import item_table
@@ -150,9 +150,9 @@ class Upkeep:
         try:
             with savepoint(session.connection(), "callback_priority_sweep", reads_first=True):
                 return step(session, now)
-        except Exception as error:
-            if isinstance(error, DBAPIError) and error.connection_invalidated:
-                raise
+        except TransactionLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - such as a row that a later release understands
             self.settlement.failed("sweep", error)
             return 0
 
