@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -26,14 +27,26 @@ from sqlalchemy import (
     union_all,
 )
 
+from callback_priority.core.accounting import FURTHEST
 from callback_priority.core.classes import FlowKey, Level, ServiceClass
 from callback_priority.core.flows import FlowState
-from callback_priority.core.units import Milliweight, SlotMicros, VirtualTime
+from callback_priority.core.units import (
+    MAX_WEIGHT_MILLI,
+    MICROSECONDS,
+    Milliweight,
+    SlotMicros,
+    VirtualTime,
+)
 from callback_priority.persistence.airflow_tables import JOB_RUNNING, job_table
 from callback_priority.persistence.statements import upsert, write_rows
 from callback_priority.persistence.tables import ItemState, UtcDateTime, flow_table, item_table
 
 __all__ = ["State", "read_flows", "read_state", "write_flows"]
+
+log = logging.getLogger(__name__)
+
+_LONGEST: Final = SlotMicros(100 * 365 * 86_400 * MICROSECONDS)
+"""No hold of one slot lasts longer: a hundred years."""
 
 HELD: Final = "held"
 """Stands in the place of a flow's level in the rows that count held slots."""
@@ -152,9 +165,16 @@ _CLASSES: Final = {service_class.value: service_class for service_class in Servi
 
 
 def _flow(row: Row[Any]) -> FlowState | None:
-    """Read one flow; ``None`` for one that only a newer version of this library knows."""
+    """Read one flow; ``None`` for one that only a newer version of this library knows, and for one that cannot be.
+
+    A flow that is left out begins anew at its scope's clock, and is written over as soon as it changes. Numbers that
+    no pass can have written would spoil every pass to come: a weight of nought, an estimate of ages.
+    """
     level, service_class = _LEVELS.get(row.level), _CLASSES.get(row.service_class)
     if level is None or service_class is None:
+        return None
+    if not _can_be(row):
+        _tell(row.level, row.scope, row.service_class)
         return None
     return FlowState(
         key=FlowKey(level, row.scope, service_class),
@@ -169,6 +189,39 @@ def _flow(row: Row[Any]) -> FlowState | None:
         recent=SlotMicros(row.recent),
         recent_at=row.recent_at,
         granted=row.granted,
+    )
+
+
+def _can_be(row: Row[Any]) -> bool:
+    numbers = (
+        row.weight,
+        row.estimate,
+        row.tag,
+        row.remainder,
+        row.clock,
+        row.bypassed,
+        row.service,
+        row.recent,
+    )
+    if not all(isinstance(each, int) for each in (*numbers, row.recent_at, row.granted)):
+        return False  # SQLite keeps anything in any column
+    return (
+        0 < row.weight <= MAX_WEIGHT_MILLI
+        and 0 < row.estimate <= _LONGEST
+        and 0 <= row.remainder < row.weight
+        and row.bypassed >= 0
+        and all(-FURTHEST <= each <= FURTHEST for each in numbers)
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _tell(level: str, scope: str, service_class: str) -> None:
+    """Once for each flow."""
+    log.error(
+        "The flow %s %s of %s holds what no pass can have written; it begins anew",
+        level,
+        scope,
+        service_class,
     )
 
 
