@@ -311,9 +311,33 @@ def test_in_shadow_mode_nothing_expires(airflow_database):
         clock.seconds += 100
         with Statements().recorded() as sent:
             run(3)
+            bench.pool("default_pool", 8)
+            run(3)
         assert "failed" not in bench.callback_states()
         assert not [each for each in sent.writes("callback") if "output" in each]
-        assert allocator.upkeep._sweep_at > clock()
+        assert allocator.upkeep._sweep_at > clock(), "it is not swept in each loop"
+
+
+@ON_POSTGRESQL
+def test_a_sweep_leaves_alone_what_another_scheduler_is_settling(airflow_database):
+    """It finds an end that seems to be nobody's, and neither waits for the other nor writes over what that writes."""
+    from sqlalchemy import select
+
+    from callback_priority.persistence import sweep
+    from callback_priority.persistence.tables import item_table
+
+    bench = Bench()
+    mine, theirs = bench.callbacks(2)
+    with at_work(callback_loops=FOR_EVER) as (run, _, allocator):
+        run(2)
+        for each in (mine, theirs):
+            set_state(each, "failed")
+        with transaction() as other, transaction() as session:
+            locked = select(item_table).where(item_table.c.callback_id == theirs).with_for_update()
+            assert len(other.connection().execute(locked).all()) == 1
+            settled = sweep.settle_foreign(session.connection(), now=allocator.utcnow(), limit=10)
+        assert (settled.done, settled.requeued) == (1, 0)
+    assert (items(bench)[mine].state, items(bench)[theirs].state) == ("done", "granted")
 
 
 @ON_POSTGRESQL

@@ -225,10 +225,7 @@ class SlotAllocator:
             flows=flows,
             pairs=waiting.waiting_pairs(connection),
             batch_size=self.settings.callback_batch_size,
-            alive_since={
-                cls: now - timedelta(seconds=seconds)
-                for cls, seconds in self.settings.callback_time_to_live_seconds.items()
-            },
+            alive_since=self._alive_since(now),
         )
         planned = snapshot_of(session, plan, self.router)
         if planned.outlived:
@@ -256,6 +253,11 @@ class SlotAllocator:
             self._make_good(session, turn)
         turn.offer = turn.decision
         return turn
+
+    def _alive_since(self, now: datetime) -> dict[ServiceClass, datetime]:
+        """When the oldest callbacks began to wait that still may run; in shadow mode none expires."""
+        lives = self.settings.callback_time_to_live_seconds if self.active else {}
+        return {cls: now - timedelta(seconds=seconds) for cls, seconds in lives.items()}
 
     def _make_good(self, session: Session, turn: Turn) -> None:
         """Decide again until every callback that is granted a slot was locked, read and found fit to run."""

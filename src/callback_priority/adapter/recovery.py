@@ -36,7 +36,7 @@ from callback_priority.adapter.planning import Router
 from callback_priority.adapter.settlement import Settlement
 from callback_priority.compat.keys import callback_key, callback_of, is_callback
 from callback_priority.core.units import MICROSECONDS, SlotMicros
-from callback_priority.persistence import items, settling
+from callback_priority.persistence import items, settling, units
 from callback_priority.persistence.settling import Orphan, Pulse
 from callback_priority.policy.settings import Settings
 
@@ -216,6 +216,8 @@ class Recovery:
         nowhere = away - over - pulses.keys()
         back = [each for each, leader in led_by.items() if leader in nowhere]
         if back:
+            # A worker that takes one at this moment does not keep the next from it.
+            units.release(connection, back)
             callbacks.to_pending(connection, back)
             items.requeue(connection, back, "no executor had it")
         return len(unowned)
