@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 LOCK := requirements/lock.txt
 # The other versions of Airflow that the contract tests run on, each in an environment of its own.
 MATRIX := 3.2.2 3.3.0 3.4.0b2
-CONTRACT := tests/integration tests/persistence -m contract
+CONTRACT = $$(grep -rl 'mark\.contract' tests --include='test_*.py') -m contract
 
 # The system's certificates instead of uv's own, so that a network with its own authority works, as with pip.
 export UV_SYSTEM_CERTS := 1

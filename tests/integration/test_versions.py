@@ -114,6 +114,19 @@ def test_slots_come_back_by_whatever_key_an_executor_knows_its_tasks(airflow_dat
     assert runner._callback_priority.breaker.failures == 0
 
 
+@ON_SQLITE
+def test_from_34_on_only_the_worker_says_that_a_callback_runs(airflow_database, bench):
+    """Its token is only good for a callback that is queued: an executor's event must not come first."""
+    executor = LoopExecutor(2, callback_loops=5)
+    executor.each_loop = lambda: [executor.running_state(key) for key in executor.inside]
+    bench.callbacks(2)
+    with scheduler(executor, settings=ACTIVE) as run:
+        run(3)
+        assert bench.callback_states() == {"queued" if compat.series() == "3.4" else "running": 2}
+        run(6)
+    assert bench.callback_states() == {"success": 2}
+
+
 def test_full_pools_hide_no_callback_that_can_never_run(airflow_database, bench):
     """From Airflow 3.4 on a critical section with full pools ends before anything is selected."""
     bench.pool("default_pool", 1)

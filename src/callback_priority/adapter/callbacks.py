@@ -21,7 +21,7 @@ from airflow.utils.state import CallbackState
 from sqlalchemy import Connection, bindparam, case, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
-from callback_priority.compat.rows import RunOfCallback, with_version_data
+from callback_priority.compat.rows import RunOfCallback, events_say_what_runs, with_version_data
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import KINDS, CallbackKind, DeadlineCallback
 from callback_priority.persistence.airflow_tables import CALLBACK_TERMINAL
@@ -356,7 +356,7 @@ def lock_pending(connection: Connection, ids: Collection[UUID]) -> list[UUID]:
 
 def to_running(connection: Connection, ids: Collection[UUID]) -> None:
     """Set queued callbacks to running that a worker took, by its executor's word; any others stay as they are."""
-    if ids:
+    if ids and events_say_what_runs():
         connection.execute(
             update(_CALLBACK)
             .where(_CALLBACK.c.id.in_(ids), _CALLBACK.c.state == CallbackState.QUEUED)

@@ -19,7 +19,14 @@ from callback_priority.compat.targets import series
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["RunOfCallback", "is_missed_already", "keep_data", "selection_order", "with_version_data"]
+__all__ = [
+    "RunOfCallback",
+    "events_say_what_runs",
+    "is_missed_already",
+    "keep_data",
+    "selection_order",
+    "with_version_data",
+]
 
 _RUN: Final = DagRun.__table__
 _VERSION: Final = DagVersion.__table__
@@ -97,6 +104,15 @@ def is_missed_already(deadline: Any, session: Session) -> bool:
     # The session has written nothing of this deadline yet, and must not be made to write others' for this.
     with session.no_autoflush:
         return session.scalar(still.with_for_update(of=Deadline)) is None
+
+
+def events_say_what_runs() -> bool:
+    """Whether a callback runs, to Airflow, once its executor says so.
+
+    From Airflow 3.4 on the worker's own first call to the API server says it, and is refused if the row is not queued
+    any more: nobody else may set it to running.
+    """
+    return series() in {"3.2", "3.3"}
 
 
 def keep_data(connection: Connection, missed: Iterable[tuple[UUID, object, int]]) -> None:
