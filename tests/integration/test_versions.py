@@ -118,7 +118,9 @@ def test_slots_come_back_by_whatever_key_an_executor_knows_its_tasks(airflow_dat
 def test_from_34_on_only_the_worker_says_that_a_callback_runs(airflow_database, bench):
     """Its token is only good for a callback that is queued: an executor's event must not come first."""
     executor = LoopExecutor(2, callback_loops=5)
-    executor.each_loop = lambda: [executor.running_state(key) for key in executor.inside]
+    executor.each_loop = lambda: executor.event_buffer.update(
+        dict.fromkeys(executor.inside, ("running", None))
+    )
     bench.callbacks(2)
     with scheduler(executor, settings=ACTIVE) as run:
         run(3)
