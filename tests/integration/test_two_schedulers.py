@@ -59,9 +59,8 @@ with scheduler(executor, settings=settings, clock=clock, max_tis_per_query=slots
     both_waited = Bench.callback_states()["pending"] > 0 and Bench.task_states()["scheduled"] > 0
     held = dict(executor.held)
     wait("shared")
-    for _ in range(40):
-        callbacks, tasks = Bench.callback_states()["pending"], Bench.task_states()["scheduled"]
-        if not callbacks and not (settings and tasks):
+    for _ in range(40 if settings else 0):  # stock has shown by now what it does
+        if not (Bench.callback_states()["pending"] or Bench.task_states()["scheduled"]):
             break
         run(4)
     run(4)
@@ -98,7 +97,7 @@ class Result:
 
 
 def run_two(environment: dict[str, str], which: str) -> list[Result]:
-    """What each of two schedulers did that began at the same time, until nothing was left to do."""
+    """What each of two schedulers did that began at the same time; ours go on until nothing is left to do."""
     root = Path(__file__).parents[2]
     environment |= {"PYTHONPATH": str(root), "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
     processes = [
@@ -152,10 +151,10 @@ def runs_of(results: list[Result], kind: str) -> Counter[str]:
 
 
 def test_stock_schedulers_run_hundreds_of_callbacks_twice(run):
-    """The control: the same rows under Airflow's own two steps."""
+    """The control: the same rows under Airflow's own two steps, for a while."""
     runs = runs_of(run("stock"), "callbacks")
-    assert len(runs) == CALLBACKS
-    assert sum(1 for count in runs.values() if count > 1) >= 200
+    twice = sum(1 for count in runs.values() if count > 1)
+    assert twice >= 200, f"{twice} of {len(runs)}"
 
 
 def test_two_busy_schedulers_grant_each_attempt_once_and_share_as_one(run, database):
