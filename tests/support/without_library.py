@@ -55,7 +55,9 @@ class WithoutLibrary:
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Environment variables of an Airflow process of this one's, for a process of that one's."""
         path = os.pathsep.join([str(self.python.parent), variables.get("PATH", os.defpath)])
-        return {**variables, "PATH": path}
+        modules = variables.get("PYTHONPATH", "").split(os.pathsep)
+        left = [each for each in modules if not (Path(each) / _OURS).is_dir()]
+        return {**variables, "PATH": path, "PYTHONPATH": os.pathsep.join(left)}
 
     def run(self, arguments: list[str], variables: Mapping[str, str]) -> str:
         """Run its interpreter to the end.
