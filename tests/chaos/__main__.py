@@ -96,14 +96,14 @@ def main() -> int:
     def tell(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
-    found: list[tuple[str, list[Finding]]] = []
+    broken = 0
     try:
         for phase in QUICK if arguments.quick else FULL:
             if arguments.executor in {None, phase.executor}:
                 tell(f"{phase.executor}: {phase.amounts.callbacks} callbacks, {phase.amounts.tasks} tasks")
                 place = directory / phase.executor
                 place.mkdir(parents=True)
-                found.append((phase.executor, phase.run(place, arguments.seed, tell)))
+                broken += report(phase.executor, phase.run(place, arguments.seed, tell))
     finally:
         if arguments.keep is None:
             shutil.rmtree(directory, ignore_errors=True)
@@ -112,24 +112,22 @@ def main() -> int:
         f"\npython -m tests.chaos {' '.join(sys.argv[1:])} (seed {arguments.seed}), {os.cpu_count()} cores, "
         f"{memory:.0f} GiB, Python {platform.python_version()}, {time.monotonic() - began:.0f} s"
     )
-    return 1 if report(found) else 0
+    print(f"{broken} figure(s) are not as they must be" if broken else "everything holds")
+    return 1 if broken else 0
 
 
-def report(found: list[tuple[str, list[Finding]]]) -> int:
-    """Print the figures; returns how many do not hold."""
-    broken = 0
-    for title, findings in found:
-        print(f"\n{title}")
-        width = max(len(each.name) for each in findings)
-        for each in findings:
-            verdict = {True: "holds", False: "BROKEN", None: ""}[each.holds]
-            wanted = f"(must be {each.wanted})" if each.wanted else ""
-            print(f"  {each.name:<{width}}  {each.value!s:>12}  {wanted:<18} {verdict}".rstrip())
-            for example in each.examples:
-                print(f"      {example}")
-            broken += each.holds is False
-    print(f"\n{broken} figure(s) are not as they must be" if broken else "\neverything holds")
-    return broken
+def report(title: str, findings: list[Finding]) -> int:
+    """Print the figures; returns how many are not as they must be."""
+    print(f"\n{title}")
+    width = max(len(each.name) for each in findings)
+    for each in findings:
+        verdict = {True: "holds", False: "BROKEN", None: ""}[each.holds]
+        wanted = f"(must be {each.wanted})" if each.wanted else ""
+        print(f"  {each.name:<{width}}  {each.value!s:>12}  {wanted:<18} {verdict}".rstrip())
+        for example in each.examples:
+            print(f"      {example}")
+    print(flush=True)
+    return sum(each.holds is False for each in findings)
 
 
 if __name__ == "__main__":
