@@ -361,7 +361,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
             "How long, in seconds, a callback that was given a slot may wait for a worker before the attempt is taken for "
             "lost. 0 is `[scheduler] task_queued_timeout` and a minute."
         ),
-        why_default="So long Airflow makes its token valid; a worker that took it later could do nothing with it.",
+        why_default="So long a task instance may wait for one. A worker's token is valid until the attempt is given up.",
     ),
     Option(
         name="callback_heartbeat_timeout_seconds",
