@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import resource
 import uuid
 from datetime import timedelta
 
@@ -233,3 +235,49 @@ def test_metrics_and_logs_that_fail_cost_nothing(airflow_database, bench, monkey
         run(8)
     assert executor.count("task") == 6
     assert sorted(executor.order("callback")) == sorted(ids)
+
+
+@pytest.fixture
+def log_folder(tmp_path, monkeypatch):
+    """Where Airflow's workers write their logs."""
+    monkeypatch.setenv("AIRFLOW__LOGGING__BASE_LOG_FOLDER", str(tmp_path))
+    return tmp_path
+
+
+def test_a_disk_that_fills_up_ends_a_callbacks_log_and_not_the_callback(log_folder):
+    """What fitted is kept and told; the next unit's log begins as if nothing had been."""
+    from callback_priority.worker.logs import UnitLogs
+
+    logs = UnitLogs(limit_bytes=100_000)
+    logs.open("units/first.log")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1_000, hard)
+    )  # the system says EFBIG where it would say ENOSPC
+    try:
+        for number in range(200):
+            logs.msg(f"line {number}")
+        assert logs.full
+        told = logs.tail()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.startswith("line 0\nline 1\n")
+    logs.open("units/second.log")
+    assert not logs.full
+    logs.info("another")
+    assert logs.tail() == "another"
+    logs.close()
+
+
+def test_a_disk_without_room_for_a_log_does_not_keep_a_callback_from_running(log_folder, monkeypatch):
+    from callback_priority.worker import logs as module
+
+    def full(_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "init_log_file", full)
+    logs = module.UnitLogs(limit_bytes=100_000)
+    logs.open("units/first.log")
+    logs.info("nobody reads this")
+    assert logs.tail() == ""
+    logs.close()

@@ -10,12 +10,14 @@ output nobody reads stands still. The supervisor's own few lines are always writ
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from airflow.sdk.log import init_log_file
@@ -26,6 +28,7 @@ TAIL_BYTES: Final = 16_384
 """How much of a log's end is told to the API server."""
 
 _CHUNK_BYTES: Final = 65_536
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HIDDEN_KEYS: Final = frozenset(
     {"timestamp", "level", "event", "logger", "filename", "lineno", "error_detail"}
 )
@@ -76,10 +79,19 @@ class UnitLogs:
 
         Args:
             path: Relative to ``[logging] base_log_folder``.
+
+        Raises:
+            OSError: It cannot be written there, and not because the disk is full.
         """
         self.close()
-        # A file object that stays open from here to `close`.
-        self._file = init_log_file(path).open("ab")
+        # A file object that stays open from here to `close`; without a buffer, which a full disk would leave full.
+        try:
+            self._file = init_log_file(path).open("ab", buffering=0)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            # No callback's fault either: it goes on without a log.
+            self._file = Path(os.devnull).open("ab", buffering=0)
         self._begins_at = self._file.seek(0, os.SEEK_END)
         early, self._early = self._early, []
         self._size = 0
@@ -98,8 +110,9 @@ class UnitLogs:
         """The end of the current log as people read it, of at most `TAIL_BYTES`."""
         if self._file is None:
             return ""
-        self._file.flush()
-        with open(self._file.name, "rb") as written:  # noqa: PTH123 - the name of the file that is open
+        lines: list[bytes] = []
+        begin = self._begins_at
+        with suppress(OSError), open(self._file.name, "rb") as written:  # noqa: PTH123 - the name of the file that is open
             end = written.seek(0, os.SEEK_END)
             # JSON takes more room than what is shown of it, except for odd characters.
             begin = max(self._begins_at, end - 4 * TAIL_BYTES)
@@ -124,7 +137,6 @@ class UnitLogs:
         else:
             try:
                 self._file.write(line)
-                self._file.flush()
             except OSError:
                 # A disk that is full is no callback's fault: it goes on, and its log ends here.
                 self._size = max(self._size, self._limit_bytes)
