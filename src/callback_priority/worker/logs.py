@@ -91,7 +91,7 @@ class UnitLogs:
             if error.errno not in _NO_ROOM:
                 raise
             # No callback's fault either: it goes on without a log.
-            self._file = Path(os.devnull).open("ab", buffering=0)
+            self._file = Path(os.devnull).open("ab", buffering=0)  # noqa: SIM115 - see above
         self._begins_at = self._file.seek(0, os.SEEK_END)
         early, self._early = self._early, []
         self._size = 0
