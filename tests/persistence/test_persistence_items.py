@@ -261,8 +261,8 @@ def test_companions_are_the_next_of_the_batch(conn: Connection, now: datetime, s
     conn.execute(update(callback).where(callback.c.id == ids[2]).values(state="success"))
     sent.clear()
     assert waiting.companions(conn, [(ids[0], "b")], 3, apart_from=[ids[1]]) == {
-        ids[0]: [ids[3], ids[5], ids[6]]
-    }
+        ids[0]: {ids[3]: 0, ids[5]: 0, ids[6]: 0}
+    }, "each with how often it was granted before"
     assert len(sent) == 1
     assert waiting.companions(conn, [(ids[0], "b")], 0) == {}
     assert waiting.companions(conn, [], 3) == {}
@@ -276,7 +276,8 @@ def test_leaders_of_one_batch_are_dealt_its_rest_evenly(
     third = batch_of(conn, 9, now, batch="third")
     leaders = [(first[0], "b"), (first[1], "b"), (second[0], "alone"), (third[0], "third")]
     sent.clear()
-    assert waiting.companions(conn, leaders, 7) == {
+    dealt = waiting.companions(conn, leaders, 7)
+    assert {leader: list(riding) for leader, riding in dealt.items()} == {
         first[0]: [first[2], first[4], first[6]],
         first[1]: [first[3], first[5]],
         third[0]: third[1:8],
