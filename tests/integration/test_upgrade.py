@@ -114,6 +114,7 @@ def test_what_ended_while_it_was_off_is_done(airflow_database):
     assert states(bench) == {"done": 6}
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("off", [False, True], ids=["control", "off for a while"])
 def test_no_class_is_punished_for_the_time_that_it_was_off(airflow_database, off):
     """Stock gives callbacks all slots for a while; when tasks are owed half again, they get half, and not more."""
