@@ -332,6 +332,13 @@ class Episode:
                 whole()
 
         executor.sync = sync
+        takes = executor._process_workloads
+
+        def process_workloads(workloads: Any) -> None:
+            with faults.paused():
+                takes(workloads)
+
+        executor._process_workloads = process_workloads
         with scheduler(executor, settings=SETTINGS, clock=clock) as run:
             runner = run(0)
             runner._scheduler_use_job_schedule = False  # no Dag is due

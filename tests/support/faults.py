@@ -118,6 +118,7 @@ class Faults:
     _sent: Counter[str] = attrs.field(factory=Counter)
     _stock: set[CodeType] = attrs.field(factory=set)
     _ours: dict[CodeType, bool] = attrs.field(factory=dict)
+    _whole: dict[FunctionType, CodeType] = attrs.field(factory=dict)
 
     @contextmanager
     def watching(self, target: Point | None = None, also: FunctionPoint | None = None) -> Iterator[None]:
@@ -153,9 +154,14 @@ class Faults:
         watching, self._watching = self._watching, False
         trace = sys.gettrace()
         sys.settrace(None)
+        broken = [(function, function.__code__) for function in self._whole]
+        for function, whole in self._whole.items():
+            function.__code__ = whole
         try:
             yield
         finally:
+            for function, code in broken:
+                function.__code__ = code
             self._watching = watching
             sys.settrace(trace)
 
@@ -194,12 +200,12 @@ class Faults:
             yield
             return
         [function] = [each for each in _functions() if _name(each.__code__) == target.function]
-        whole = function.__code__
+        whole = self._whole[function] = function.__code__
         function.__code__ = _raising(whole, self._strike if tell else lambda: None)
         try:
             yield
         finally:
-            function.__code__ = whole
+            function.__code__ = self._whole.pop(function)
 
     def _strike(self) -> None:
         if self._watching:

@@ -134,7 +134,10 @@ def _leave_to_the_next_loop(
 ) -> Any:
     """Not to Airflow's own step, which would give callbacks away that are granted elsewhere."""
     allocator = vars(runner).get(ALLOCATOR)
-    if allocator is not None and allocator.active and not allocator.aside:
+    try:
+        if allocator is not None and allocator.active and not allocator.aside:
+            return None
+    except Exception:  # noqa: BLE001 - it is at work as far as anybody knows
         return None
     return _whatever_airflow_gave(watched, error, runner, *args, **kwargs)
 

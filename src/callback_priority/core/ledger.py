@@ -148,8 +148,9 @@ class Ledger:
             charge=charge,
             sequence=self._sequence,
         )
-        self._holds[key] = hold
+        # In this order, a failure in between leaves nothing that a later `collect` would stumble over.
         self._due.add((hold.due_at, hold.sequence, hold))
+        self._holds[key] = hold
         return hold
 
     def release(self, key: Hashable) -> Hold | None:
@@ -168,9 +169,9 @@ class Ledger:
         elapsed = max(0, now - self._collected_at)
         for flow, width in self._overrun_widths.items():
             self._amounts[flow] += width * elapsed
-        for hold in self._released:
-            self._close(hold, now)
-        self._released.clear()
+        while self._released:
+            self._close(self._released[0], now)
+            del self._released[0]
         while self._due and self._due[0][0] < now:
             due_at, sequence, hold = self._due.pop(0)
             self._overrunning.add(sequence)
