@@ -551,6 +551,24 @@ def test_a_callback_that_nobody_takes_frees_its_slot_and_fails_in_the_end(airflo
 
 
 @ON_SQLITE
+def test_time_in_which_nobody_could_look_is_no_silence(airflow_database):
+    """The database was away for an hour: workers could not tell that they are there, and are given time to."""
+    bench = Bench()
+    [each] = bench.callbacks(1)
+    with at_work(callback_loops=FOR_EVER) as (run, _, allocator):
+        run(2)
+        claim(each, heartbeat_at=START)
+        for seconds in (61, 3_600):
+            allocator.clock.seconds += seconds
+            run(1)
+        assert states(bench) == {"granted": 1}
+        for _ in range(6):
+            allocator.clock.seconds += 61
+            run(1)
+        assert items(bench)[each].failures == 1
+
+
+@ON_SQLITE
 def test_a_clock_that_is_set_gives_nobody_up(airflow_database):
     """The present jumps by a year, to and fro; workers are judged by a clock that never does."""
     bench = Bench()

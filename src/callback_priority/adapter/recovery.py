@@ -87,6 +87,7 @@ class Recovery:
         self.job_id = job_id
         self.living = living
         self._heard: dict[UUID, tuple[Pulse, float]] = {}
+        self._looked_at = clock()
 
     @property
     def queued_seconds(self) -> float:
@@ -227,10 +228,17 @@ class Recovery:
         return self.silence_seconds if pulse.beats else self.settings.callback_running_timeout_seconds
 
     def _silent(self, pulses: Mapping[UUID, Pulse]) -> set[UUID]:
-        """The runs whose worker's last sign has not changed for too long, as this process has watched it."""
+        """The runs whose worker's last sign has not changed for too long, as this process has watched it.
+
+        Time in which nobody could look is no silence: the database was away, and then workers could not tell either.
+        """
         present = self.clock()
+        missed = max(0.0, present - self._looked_at - 2 * self.settings.sweep_interval_seconds)
+        self._looked_at = present
         self._heard = {
-            each: kept if (kept := self._heard.get(each)) and kept[0] == pulse else (pulse, present)
+            each: (pulse, min(present, kept[1] + missed))
+            if (kept := self._heard.get(each)) and kept[0] == pulse
+            else (pulse, present)
             for each, pulse in pulses.items()
         }
         return {
