@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +135,33 @@ class Judge:
                 found[key] = by_id[callback_id]
         return found
 
+    def returned(self) -> set[Key]:
+        """Those that went to the Dag processor after all: no worker took them, say."""
+        requests = {
+            (row.kind, row.dag_id, row.run_id, row.try_number)
+            for row in self.airflow.rows(
+                "SELECT kind, dag_id, run_id, try_number FROM callback_priority_request"
+                " WHERE outcome IN ('fallback', 'withdrawn')"
+            )
+        }
+        return {
+            key
+            for key, line in self.expected.items()
+            if (line["kind"], line.get("dag_id"), line.get("run_id"), line.get("try_number")) in requests
+        }
+
     def of_callbacks(self) -> list[Finding]:
         """Whether each ended, was called, and no more often than it was granted."""
         calls, outcomes = self.calls(), self.outcomes()
         states = Counter(each.state for each in outcomes.values())
         ended = {"success", "failed"}
+        returned = {key for key in self.returned() if key not in outcomes}
         lost = [
             (key, outcomes.get(key), calls[key])
             for key in self.expected
-            if key not in outcomes
-            or (outcomes[key].state == "success" and not calls[key])
-            or (outcomes[key].state == "failed" and not outcomes[key].output)
+            if (key not in outcomes and (key not in returned or not calls[key]))
+            or (key in outcomes and outcomes[key].state == "success" and not calls[key])
+            or (key in outcomes and outcomes[key].state == "failed" and not outcomes[key].output)
         ]
         too_often = [
             (key, number, outcomes[key])
@@ -161,6 +177,7 @@ class Judge:
                 value=states["failed"],
                 examples=tuple(f"{number}: {reason}" for reason, number in reasons.most_common(_EXAMPLES)),
             ),
+            Finding(name="of which went back to the Dag processor", value=len(returned)),
             Finding.none_of(
                 "callbacks in no terminal state",
                 [(key, each) for key, each in outcomes.items() if each.state not in ended],
@@ -179,14 +196,21 @@ class Judge:
 
     # Grants
 
-    def of_grants(self) -> list[Finding]:
-        """Whether each attempt was granted once, by what the database's own triggers wrote down."""
-        changes = self.airflow.rows("SELECT * FROM chaos_item_change ORDER BY id")
-        grants = [
+    def changes(self) -> list[Any]:
+        """What the database's own triggers wrote down of items."""
+        return self.airflow.rows("SELECT * FROM chaos_item_change ORDER BY id")
+
+    def grants(self) -> list[Any]:
+        """Those of the changes that gave a callback a slot."""
+        return [
             each
-            for each in changes
+            for each in self.changes()
             if each.state == "granted" and (each.old_state != "granted" or each.attempts != each.old_attempts)
         ]
+
+    def of_grants(self) -> list[Finding]:
+        """Whether each attempt was granted once, by what the database's own triggers wrote down."""
+        changes, grants = self.changes(), self.grants()
         twice = [
             (key, number)
             for key, number in Counter((each.callback_id, each.attempts) for each in grants).items()
@@ -257,10 +281,8 @@ class Judge:
             entries = [each.entry for each in read_journal(connection)]
         replayed = journal.replay({}, entries)
         granted = journal.attempts(entries)
-        rows = self.airflow.rows(
-            "SELECT callback_id, attempts FROM callback_priority_item WHERE attempts > 0"
-        )
-        of_rows: Mapping[str, int] = {str(row.callback_id): row.attempts for row in rows}
+        # Not the rows: those of what went back to the Dag processor are gone.
+        committed = Counter(str(each.callback_id) for each in self.grants())
         return [
             Finding(name="entries of the journal", value=len(entries), wanted="> 0", holds=bool(entries)),
             Finding.none_of(
@@ -268,11 +290,11 @@ class Judge:
             ),
             Finding.none_of("what in the journal cannot be", journal.check({}, entries)),
             Finding.none_of(
-                "callbacks of which rows and journal tell of different grants",
+                "callbacks of which database and journal tell of different grants",
                 [
-                    (each, granted[each], of_rows.get(each, 0))
-                    for each in granted.keys() | of_rows.keys()
-                    if granted[each] != of_rows.get(each, 0)
+                    (each, granted[each], committed[each])
+                    for each in granted.keys() | committed.keys()
+                    if granted[each] != committed[each]
                 ],
             ),
         ]

@@ -43,6 +43,7 @@ class World:
     )
     queued: list = attrs.field(factory=lambda: [row(callback_id=each) for each in "accbbb"])
     held: list = attrs.field(factory=list)
+    returned: list = attrs.field(factory=list)
     tasks: list = attrs.field(factory=lambda: [row(run_id=RUN, map_index=0, state="success", try_number=1)])
     calls: list = attrs.field(factory=lambda: ["late_0", "task_failure_0", "task_failure_0"])
     tries: list = attrs.field(factory=lambda: [1])
@@ -52,6 +53,7 @@ class World:
             "FROM chaos_item_change": self.changes,
             "FROM chaos_callback_change": self.queued,
             "FROM task_instance": self.tasks,
+            "WHERE outcome IN": self.returned,
             "FROM callback_priority_unit": self.units,
             "FROM callback_priority_item WHERE state": self.held,
             "FROM callback c": self.callbacks,
@@ -110,6 +112,17 @@ def broken(world, tmp_path):
 
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path):
     assert broken(World(), tmp_path) == set()
+
+
+def test_what_went_back_to_the_dag_processor_must_be_called_there(tmp_path):
+    world = World(
+        returned=[row(kind="task_failure", dag_id="alerts", run_id=RUN, try_number=1)],
+        units=[],
+        calls=["late_0", "task_failure_0"],
+    )
+    assert broken(world, tmp_path) == set()
+    world.calls.pop()
+    assert broken(world, tmp_path) == {"callbacks lost"}
 
 
 @pytest.mark.parametrize(
