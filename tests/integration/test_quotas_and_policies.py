@@ -251,7 +251,7 @@ def test_a_wide_task_starts_within_the_bypass_limit(airflow_database, bench, clo
         before = len(executor.started)
         run(16)
     kinds = [kind for _, kind, _ in executor.started[before:]]
-    names = [getattr(key, "task_id", "") for _, _, key in executor.started[before:]]
+    names = [executor.task_ids.get(key, "") for _, _, key in executor.started[before:]]
     assert "task_0" in names
     place = names.index("task_0")
     assert place <= 8 + 4 + 4, kinds[: place + 1]

@@ -101,7 +101,8 @@ def test_a_dead_schedulers_callbacks_are_granted_again_up_to_their_limit(
     airflow_database, as_airflow_sees_it
 ):
     """Three schedulers die over it, and then it has failed, and says why."""
-    from airflow.models.callback import CallbackKey
+    from callback_priority.compat.keys import callback_key
+    from callback_priority.compat.rows import events_say_what_runs
 
     bench = Bench()
     ids = bench.callbacks(3)
@@ -110,9 +111,10 @@ def test_a_dead_schedulers_callbacks_are_granted_again_up_to_their_limit(
             run(2)
             if as_airflow_sees_it == "running":
                 for each in ids:
-                    executor.event_buffer[CallbackKey(str(each))] = ("running", None)
+                    executor.event_buffer[callback_key(each)] = ("running", None)
                 run(1)
-            assert bench.callback_states() == {as_airflow_sees_it: 3}
+            state = as_airflow_sees_it if events_say_what_runs() else "queued"
+            assert bench.callback_states() == {state: 3}
             assert {(item.attempts, item.failures) for item in bench.items()} == {(attempt, attempt - 1)}
         bury(allocator)
     with at_work() as (run, executor, allocator):
