@@ -403,6 +403,46 @@ def test_grants_that_fail_on_their_way_to_the_executor_are_not_lost(airflow_data
     assert sorted(executor.order("callback")) == sorted(ids)
 
 
+@ON_SQLITE
+def test_what_an_executor_told_is_not_lost_with_a_transaction(airflow_database, bench, monkeypatch):
+    """Airflow had written it down, and the connection died in a statement of ours: it is told once more."""
+    from airflow.utils.session import create_session
+
+    from callback_priority.adapter.allocator import SlotAllocator
+    from callback_priority.errors import TransactionLostError
+
+    [callback] = bench.callbacks(1)
+    bench.tasks(1)
+    executor = LoopExecutor(4, task_loops=10**9, callback_loops=10**9)
+
+    def lost(*_args):
+        raise TransactionLostError("on purpose")
+
+    with scheduler(executor, settings=ACTIVE) as run:
+        allocator = run(2)._callback_priority
+        told = dict.fromkeys(executor.inside, ("failed", None))
+        executor.event_buffer |= told
+        monkeypatch.setattr(SlotAllocator, "_mark_done", staticmethod(lost))
+        with create_session() as session:
+
+            def airflows() -> int:
+                set_output(session, callback, "written by Airflow")
+                executor.get_event_buffer()
+                return 2
+
+            allocator.process_events(airflows, executor, session)
+        assert executor.event_buffer == told
+        assert len(told) == 2
+    assert bench.outputs() == {callback: None}
+
+
+def set_output(session, callback_id, output):
+    from airflow.models.callback import Callback
+
+    table = Callback.__table__
+    session.execute(sa.update(table).where(table.c.id == callback_id).values(output=output))
+
+
 # The lock ---------------------------------------------------------------------------------------------------------
 
 

@@ -464,6 +464,8 @@ class SlotAllocator:
             session: The transaction in which Airflow writes the states.
         """
         routed = self.settlement.take_events(session, executor) if self.active else []
+        told = dict(executor.event_buffer)
+        put_back = partial(_put_back, executor, told)
         ended = [key for key, (state, _) in executor.event_buffer.items() if state not in ENDED_NOT]
         try:
             count = original()
@@ -472,11 +474,11 @@ class SlotAllocator:
         finished = [callback_of(key) for key in ended if is_callback(key)]
         if finished:
             now = self.utcnow()
-            self._guarded(session, "done", lambda: self._mark_done(session, finished, now))
+            self._guarded(session, "done", lambda: self._mark_done(session, finished, now), put_back)
         if routed:
             leaders = [callback_of(key) for key in routed]
             settle = partial(self.settlement.settle, session, leaders, self.utcnow())
-            if not self._guarded(session, "settle", settle):
+            if not self._guarded(session, "settle", settle, put_back):
                 self.upkeep.sweep_soon()
         return count + len(finished) + len(routed)
 
@@ -525,15 +527,32 @@ class SlotAllocator:
     def _note_queued(self, session: Session) -> None:
         self.shadow.note_queued(session.connection(), self.utcnow(), self.charges)
 
-    def _guarded(self, session: Session, what: str, action: Callable[[], None]) -> bool:
-        """Do something that may fail without harm; returns whether it went well."""
+    def _guarded(
+        self,
+        session: Session,
+        what: str,
+        action: Callable[[], None],
+        undone: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Do something that may fail without harm.
+
+        Args:
+            session: Airflow's, in its transaction.
+            what: What is done, for the log.
+            action: Does it.
+            undone: Is called if all of the transaction had to be rolled back.
+
+        Returns:
+            Whether it went well.
+        """
         try:
             with savepoint(
                 session.connection(), f"callback_priority_{what}", reads_first=what not in _WRITES
             ):
                 action()
         except Exception as error:
-            roll_back_if_lost(session, error)
+            if roll_back_if_lost(session, error):
+                undone()
             self._failed(what, error)
             return False
         return True
@@ -573,3 +592,9 @@ class SlotAllocator:
                 cause,
             )
         metrics.count("failures")
+
+
+def _put_back(executor: Any, told: Mapping[Any, Any]) -> None:
+    """Have an executor tell once more what Airflow had written down, and what was undone."""
+    for key, what in told.items():
+        executor.event_buffer.setdefault(key, what)

@@ -59,11 +59,16 @@ def savepoint(connection: Connection, name: str, *, reads_first: bool = False) -
         raise
 
 
-def roll_back_if_lost(session: Session, error: Exception) -> None:
+def roll_back_if_lost(session: Session, error: Exception) -> bool:
     """Begin anew if an error says that the transaction is of no use any more.
 
     What Airflow had written in it is undone with it. That is no more than what the lost connection had undone, and
     what Airflow does in it next has a connection again.
+
+    Returns:
+        Whether it was.
     """
-    if isinstance(error, TransactionLostError):
-        session.rollback()
+    if not isinstance(error, TransactionLostError):
+        return False
+    session.rollback()
+    return True
