@@ -34,7 +34,7 @@ demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed 
 	$(BIN)/python -m callback_priority.demo
 
 test: $(STAMP) ## Run the tests
-	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=2 --dist=loadfile
+	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=3 --dist=loadfile
 
 # Every version is run, whatever became of the one before.
 matrix: $(MATRIX:%=.venv-matrix/%/.installed) ## Run the adapter's contract tests on the other versions of Airflow
@@ -51,7 +51,7 @@ matrix: $(MATRIX:%=.venv-matrix/%/.installed) ## Run the adapter's contract test
 	touch $@
 
 faults: $(STAMP) ## A fault at every statement, function and call of the scheduler's hook, each in turn; some minutes
-	CALLBACK_PRIORITY_FAULTS=all $(BIN)/pytest tests/integration/test_fault_injection.py -q
+	CALLBACK_PRIORITY_FAULTS=all $(BIN)/pytest tests/integration/test_fault_injection.py tests/integration/test_hostile_rows.py -q
 
 chaos: $(STAMP) ## Kill schedulers, workers and the database under load; "make chaos ARGUMENTS=--quick" for a few minutes
 	$(BIN)/python -m tests.chaos $(ARGUMENTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import re
 import uuid
@@ -23,7 +24,8 @@ from callback_priority.policy.settings import Mode, Settings
 from callback_priority.protocol import ENTRY
 from tests.support.scheduler import START, Bench, FakeClock, LoopExecutor, scheduler
 
-GOOD, BAD, NOT_WAITING = 500, 9_500, 500
+ALL = os.environ.get("CALLBACK_PRIORITY_FAULTS") == "all"
+GOOD, BAD, NOT_WAITING = (500, 9_500, 500) if ALL else (200, 1_800, 200)
 TASKS = 300
 SLOTS = 600
 SETTINGS = Settings(
@@ -238,7 +240,7 @@ def write(database_rows: list[dict[str, Any]]) -> None:
         connection.execute(raw, database_rows)
 
 
-def test_ten_thousand_hostile_rows_hold_up_nobody(airflow_database, backend, monkeypatch):
+def test_thousands_of_hostile_rows_hold_up_nobody(airflow_database, backend, monkeypatch):
     from airflow.models.callback import Callback
     from airflow.models.dagrun import DagRun
     from airflow.serialization.serialized_objects import BaseSerialization

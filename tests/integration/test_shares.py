@@ -62,6 +62,7 @@ def shares(
     return executor
 
 
+@ON_SQLITE
 def test_equal_weights_share_the_slots_evenly(airflow_database):
     """8 slots, 200 loops, holds of equal length: between 45% and 55% of the slot-time is the tasks'."""
     assert 0.45 <= shares(ACTIVE, callbacks=1_000).share("task") <= 0.55

@@ -152,7 +152,8 @@ def test_a_deleted_pool_leaves_its_callbacks_waiting(airflow_database, bench, cl
         assert executor.count("task") == 3
         assert executor.count("callback") == 0
         bench.pool("alerts", 4)
-        run(2)
+        clock.seconds += settings.executor_retry_seconds
+        run(3)
     assert executor.count("callback") == 3
 
 

@@ -21,7 +21,7 @@ def flow(scope: str, service_class: ServiceClass, tag: int = 0) -> FlowState:
     return FlowState(
         key=FlowKey(level, scope, service_class),
         weight=Milliweight(1_500),
-        estimate=SlotMicros(2**61),
+        estimate=SlotMicros(3 * 10**15),
         tag=VirtualTime(tag),
         remainder=7,
         clock=VirtualTime(2**62),
