@@ -45,6 +45,16 @@ def at_work(slots: int = 1, *, script=Workers.work, settings: Settings = ACTIVE,
         yield run, workers, run(0)._callback_priority
 
 
+def dies_amid_its_first_run(workers: Workers, leader: uuid.UUID, riding: list[uuid.UUID]) -> str:
+    """One ends well, the next is begun, the rest is not; from the second run on all goes well."""
+    if len(workers.runs) > 1:
+        return workers.work(leader, riding)
+    workers.claim(leader, *riding)
+    workers.start(leader, riding[0])
+    workers.end(leader)
+    return "failed"
+
+
 def by_id(bench: Bench) -> dict[uuid.UUID, object]:
     return {item.callback_id: item for item in bench.items()}
 
@@ -241,15 +251,7 @@ def test_what_a_worker_died_in_runs_again_and_so_does_what_it_had_not_begun(airf
     """Each by itself: what ends its worker each time must not take others with it."""
     ids = routed.callbacks(4)
 
-    def script(workers, leader, riding):
-        if len(workers.runs) > 1:
-            return workers.work(leader, riding)
-        workers.claim(leader, *riding)
-        workers.start(leader, riding[0])
-        workers.end(leader)
-        return "failed"
-
-    with at_work(1, script=script) as (run, workers, allocator):
+    with at_work(1, script=dies_amid_its_first_run) as (run, workers, allocator):
         run(1)
         assert states(routed.bench) == {"done": 1, "waiting": 3}
         assert routed.bench.callback_states() == {"success": 1, "pending": 3}
@@ -267,15 +269,7 @@ def test_at_most_once_is_kept_where_it_is_asked_for(airflow_database, routed):
     """What a worker died in has failed; what it had certainly not begun runs again all the same."""
     ids = routed.callbacks(4)
 
-    def script(workers, leader, riding):
-        if len(workers.runs) > 1:
-            return workers.work(leader, riding)
-        workers.claim(leader, *riding)
-        workers.start(leader, riding[0])
-        workers.end(leader)
-        return "failed"
-
-    with at_work(1, script=script, settings=AT_MOST_ONCE) as (run, workers, _):
+    with at_work(1, script=dies_amid_its_first_run, settings=AT_MOST_ONCE) as (run, workers, _):
         run(6)
     assert workers.runs == [ids, *([each] for each in ids[2:])]
     assert routed.bench.callback_states() == {"success": 3, "failed": 1}
@@ -440,18 +434,10 @@ def test_in_shadow_mode_airflow_handles_events_as_it_does(airflow_database, rout
 def test_a_run_that_could_not_be_settled_is_by_the_next_sweep(airflow_database, routed, monkeypatch):
     ids = routed.callbacks(3)
 
-    def script(workers, leader, riding):
-        if len(workers.runs) > 1:
-            return workers.work(leader, riding)
-        workers.claim(leader, *riding)
-        workers.start(leader, riding[0])
-        workers.end(leader)
-        return "failed"
-
     def broken(*_args):
         raise ValueError("broken on purpose")
 
-    with at_work(1, script=script, settings=AT_MOST_ONCE) as (run, _, allocator):
+    with at_work(1, script=dies_amid_its_first_run, settings=AT_MOST_ONCE) as (run, _, allocator):
         with monkeypatch.context() as patch:
             patch.setattr(settling, "runs", broken)
             allocator.upkeep.sweep_soon = lambda: None
