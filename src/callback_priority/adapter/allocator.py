@@ -225,7 +225,8 @@ class SlotAllocator:
             flows=flows,
             pairs=waiting.waiting_pairs(connection),
             batch_size=self.settings.callback_batch_size,
-            alive_since=self._alive_since(now),
+            # In shadow mode none expires.
+            alive_since=self.settings.alive_since(now) if self.active else {},
         )
         planned = snapshot_of(session, plan, self.router)
         if planned.outlived:
@@ -253,11 +254,6 @@ class SlotAllocator:
             self._make_good(session, turn)
         turn.offer = turn.decision
         return turn
-
-    def _alive_since(self, now: datetime) -> dict[ServiceClass, datetime]:
-        """When the oldest callbacks began to wait that still may run; in shadow mode none expires."""
-        lives = self.settings.callback_time_to_live_seconds if self.active else {}
-        return {cls: now - timedelta(seconds=seconds) for cls, seconds in lives.items()}
 
     def _make_good(self, session: Session, turn: Turn) -> None:
         """Decide again until every callback that is granted a slot was locked, read and found fit to run."""

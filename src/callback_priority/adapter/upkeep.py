@@ -178,8 +178,7 @@ class Upkeep:
     def _expire(self, session: Session, now: datetime) -> int:
         """Fail what has waited longer than its time to live; returns how many there were."""
         lives = self.settings.callback_time_to_live_seconds
-        since = {cls: now - timedelta(seconds=seconds) for cls, seconds in lives.items()}
-        found = items.outlived(session.connection(), since, limit=BATCH)
+        found = items.outlived(session.connection(), self.settings.alive_since(now), limit=BATCH)
         reasons = {each: f"has waited longer than {lives[cls]:g} s" for each, cls in found.items()}
         self.settlement.expire(session, reasons, now)
         return len(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from enum import Enum
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -234,6 +235,13 @@ class Settings:
             failures: How many of its attempts were lost or failed, the last one included.
         """
         return failures < self.callback_max_attempts[service_class]
+
+    def alive_since(self, now: datetime) -> dict[ServiceClass, datetime]:
+        """Of the classes that have a time to live, when the oldest callbacks began to wait that still may run."""
+        return {
+            cls: now - timedelta(seconds=seconds)
+            for cls, seconds in self.callback_time_to_live_seconds.items()
+        }
 
     def retry_delay_seconds(self, service_class: ServiceClass, failures: int, callback_id: UUID) -> float:
         """How long a callback waits for its next attempt: exponential back-off with equal jitter.
