@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
+from callback_priority import compat
 from callback_priority.cli.main import main
 
 
@@ -20,6 +21,13 @@ def quiet_airflow() -> Iterator[None]:
     root.setLevel(logging.ERROR)
     yield
     root.setLevel(before)
+
+
+@pytest.fixture
+def stock_ends_callbacks(airflow_database) -> None:
+    """For tests in which Airflow by itself, without the library, has to settle callbacks."""
+    if compat.series() == "3.2" and airflow_database.startswith("sqlite"):
+        pytest.skip("the scheduler of Airflow 3.2 by itself ends on SQLite when a callback does")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from callback_priority.adapter import allocator as allocator_module
 from callback_priority.adapter.allocator import SlotAllocator
 from callback_priority.compat.executors import queued_callbacks
+from callback_priority.compat.rows import forgets_data
 from callback_priority.policy.settings import Mode, Settings
 from tests.support.scheduler import Bench, FakeClock, LoopExecutor, around, scheduler
 
@@ -156,7 +157,7 @@ class FailingStatement:
             finally:
                 self.ours = False
 
-        def send(_connection, _cursor, statement, parameters, _context, _many):
+        def send(_connection, _cursor, statement, parameters, _context, many):
             if not (self.ours and self.armed) or statement.startswith(NEVER_FAIL):
                 return statement, parameters
             # Airflow's own, sent a moment earlier: the lock and the pools.
@@ -168,7 +169,8 @@ class FailingStatement:
                 return statement, parameters
             self.seen.append(statement)
             if len(self.seen) == self.place + 1:
-                return "SELECT 1/0", ()
+                # No parameters at all would send it not even once.
+                return "SELECT 1/0", [()] if many else ()
             return statement, parameters
 
         monkeypatch.setattr(SlotAllocator, self.method, watched)
@@ -247,7 +249,10 @@ def test_the_places_above_are_all_there_are(airflow_database, bench, monkeypatch
 def test_a_failing_statement_of_the_callback_step_costs_the_loop_nothing(
     airflow_database, bench, monkeypatch, place
 ):
-    """Deadlines that were missed in that transaction stay missed; a sweep finds their callbacks at once."""
+    """Deadlines that were missed in that transaction stay missed; a sweep finds their callbacks at once.
+
+    Where Airflow forgets what the deadline says of its Dag run, and it cannot be written, they are missed once more.
+    """
     failing = FailingStatement(place=place, method="callback_step")
     clock = FakeClock()
     executor = LoopExecutor(8, clock=clock)
@@ -259,7 +264,8 @@ def test_a_failing_statement_of_the_callback_step_costs_the_loop_nothing(
         run(1)
         failing.armed = False
         assert len(failing.seen) > place
-        assert bench.callback_states() == {"pending": 3}
+        again = forgets_data() and place == 0
+        assert bench.callback_states() == {"scheduled" if again else "pending": 3}
         run(2)
     assert sorted(executor.order("callback")) == sorted(ids)
 

@@ -280,6 +280,7 @@ def test_deadlines_missed_before_the_tables_are_there_leave_nothing_behind(airfl
     from airflow.utils.session import create_session
 
     from callback_priority.adapter.allocator import NEW_ITEMS
+    from callback_priority.compat.rows import forgets_data
 
     bench = Bench()
     drop_tables()
@@ -287,13 +288,14 @@ def test_deadlines_missed_before_the_tables_are_there_leave_nothing_behind(airfl
         run(1)
         bench.deadlines(3)
         run(2)
-        assert bench.callback_states() == {"success": 3}
+        # Airflow 3.2 by itself loses what all but the last of a loop's deadlines say of their Dag runs.
+        assert bench.callback_states() == ({"success": 1, "pending": 2} if forgets_data() else {"success": 3})
         with create_session() as session:
             assert NEW_ITEMS not in session.info
 
 
 def test_wrong_settings_put_the_original_methods_back_and_say_all_that_is_wrong(
-    airflow_database, option, caplog
+    airflow_database, stock_ends_callbacks, option, caplog
 ):
     bench = Bench()
     bench.tasks(2)

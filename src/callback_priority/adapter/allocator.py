@@ -45,7 +45,7 @@ from callback_priority.adapter.shadow import Shadow
 from callback_priority.adapter.turn import Turn
 from callback_priority.adapter.upkeep import Upkeep
 from callback_priority.compat.keys import callback_of, is_callback
-from callback_priority.compat.rows import keep_data
+from callback_priority.compat.rows import forgets_data, keep_data
 from callback_priority.compat.selection import Selection
 from callback_priority.core.accounting import flow_state, settle
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
@@ -70,7 +70,7 @@ NEW_ITEMS: Final = "callback_priority_new_items"
 HURRIED_IDLE_SLEEP_SECONDS: Final = 0.1
 """How long an idle scheduler sleeps when callbacks may be waiting for its next loop."""
 
-_WRITES: Final = frozenset({"enqueue", "done"})
+_WRITES: Final = frozenset({"done", "enqueue", "keep_data"})
 """What writes before it reads."""
 
 
@@ -498,7 +498,10 @@ class SlotAllocator:
             session: The transaction in which deadlines were found missed.
         """
         new = session.info.pop(NEW_ITEMS, [])
-        if new and not self._guarded(session, "enqueue", lambda: self._enqueue(session, new)):
+        if new and self.active and forgets_data():
+            kept = self._guarded(session, "keep_data", lambda: keep_data(session.connection(), new))
+            new = new if kept else []
+        if new and not self._guarded(session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow())):
             self.upkeep.sweep_soon()
         roused = len(new)
         if self.upkeep.is_due():
@@ -514,11 +517,6 @@ class SlotAllocator:
     @staticmethod
     def _mark_done(session: Session, finished: list[UUID], now: datetime) -> None:
         items.mark_done(session.connection(), finished, now)
-
-    def _enqueue(self, session: Session, new: Sequence[tuple[UUID, object, int]]) -> None:
-        if self.active:
-            keep_data(session.connection(), new)
-        self.upkeep.enqueue(session, new, self.utcnow())
 
     def _note_queued(self, session: Session) -> None:
         self.shadow.note_queued(session.connection(), self.utcnow(), self.charges)

@@ -15,6 +15,7 @@ from airflow.models.taskinstance import TaskInstance
 from sqlalchemy import Connection, Select, bindparam, null, select, update
 
 from callback_priority.compat.targets import series
+from callback_priority.errors import TransactionLostError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunOfCallback",
     "events_say_what_runs",
+    "forgets_data",
     "is_missed_already",
     "keep_data",
     "selection_order",
@@ -115,19 +117,30 @@ def events_say_what_runs() -> bool:
     return series() in {"3.2", "3.3"}
 
 
-def keep_data(connection: Connection, missed: Iterable[tuple[UUID, object, int]]) -> None:
-    """Have the data written that callbacks of missed deadlines were given.
+def forgets_data() -> bool:
+    """Whether Airflow leaves unwritten what it adds to the data of a missed deadline's callback.
 
     Airflow 3.2 changes the data in place, which its session does not notice: the row becomes pending without its Dag
-    run and its context, and whoever reads it in another loop or process finds neither. Later versions write it.
+    run and its context, and whoever reads it in another loop or process finds neither.
+    """
+    return series() == "3.2"
+
+
+def keep_data(connection: Connection, missed: Iterable[tuple[UUID, object, int]]) -> None:
+    """Write the data that callbacks of missed deadlines were given, where Airflow forgets to.
 
     Args:
         connection: The transaction in which the deadlines were found missed.
         missed: Identifier, data and priority of each callback.
+
+    Raises:
+        TransactionLostError: It cannot be written. The deadlines have to be found missed once more: nobody else knows
+            what the data was.
     """
-    if series() != "3.2":
-        return
     # Not by the mapped class: it takes such a statement for one of its own, and wants the key to be named `id`.
     table = Callback.__table__
     statement = update(table).where(table.c.id == bindparam("callback")).values(data=bindparam("kept"))
-    connection.execute(statement, [{"callback": each[0], "kept": each[1]} for each in missed])
+    try:
+        connection.execute(statement, [{"callback": each[0], "kept": each[1]} for each in missed])
+    except Exception as error:
+        raise TransactionLostError("the data of callbacks of missed deadlines cannot be written") from error
