@@ -219,7 +219,7 @@ class Faults:
     # Statements
 
     def _send(
-        self, connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+        self, connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
     ) -> tuple[str, Any]:
         if not self._watching or not self._is_sent_by_us():
             return statement, parameters
@@ -231,7 +231,8 @@ class Faults:
         elif isinstance(target, StatementPoint) and (statement, place) == (target.text, target.place):
             self.struck += 1
             if target.how == "server":
-                return "SELECT 1/0", ()
+                # No parameters at all would send it not even once.
+                return "SELECT 1/0", [()] if many else ()
             if target.how == "raise":
                 raise OperationalError(statement, None, InjectedError("the database failed"))
             assert self.lose_connection is not None
