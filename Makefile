@@ -13,6 +13,9 @@ CONTRACT = $$(grep -rl 'mark\.contract' tests --include='test_*.py') -m contract
 export UV_SYSTEM_CERTS := 1
 # One file system for cache and .venv is not a given; copying always works.
 export UV_LINK_MODE := copy
+# Every process of Airflow would compile its imports anew, which takes longer than importing them.
+export PYTHONDONTWRITEBYTECODE :=
+export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test matrix faults chaos soak bench lint types docs format lock clean
