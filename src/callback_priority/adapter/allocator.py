@@ -501,7 +501,9 @@ class SlotAllocator:
         if new and self.active and forgets_data():
             kept = self._guarded(session, "keep_data", lambda: keep_data(session.connection(), new))
             new = new if kept else []
-        if new and not self._guarded(session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow())):
+        if new and not self._guarded(
+            session, "enqueue", lambda: self.upkeep.enqueue(session, new, self.utcnow())
+        ):
             self.upkeep.sweep_soon()
         roused = len(new)
         if self.upkeep.is_due():
