@@ -31,7 +31,7 @@ CONF = {"reason_to_run": "a test", "number": 1}
 _BOTH: tuple[Executor, ...] = ("LocalExecutor", "CeleryExecutor")
 _FAILURE = ("task_failure", "second_task_failure")
 _DAG_FAILURE = ("dag_failure", "second_dag_failure")
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 180.0
 
 
 @attrs.frozen(kw_only=True)

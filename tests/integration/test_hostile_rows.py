@@ -25,7 +25,7 @@ from callback_priority.protocol import ENTRY
 from tests.support.scheduler import START, Bench, FakeClock, LoopExecutor, scheduler
 
 ALL = os.environ.get("CALLBACK_PRIORITY_FAULTS") == "all"
-GOOD, BAD, NOT_WAITING = (500, 9_500, 500) if ALL else (200, 1_800, 200)
+GOOD, BAD, NOT_WAITING = (500, 9_500, 500) if ALL else (100, 900, 100)
 TASKS = 300
 SLOTS = 600
 SETTINGS = Settings(

@@ -28,7 +28,7 @@ from tests.support.airflow_env import AirflowHome, run_airflow, use_database
 from tests.support.scheduler import Bench
 
 SLOTS = 2
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 WORKLOADS = '''
 """What runs: imported from the Dag bundle by callbacks and tasks alike."""

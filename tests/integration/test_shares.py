@@ -13,7 +13,7 @@ from callback_priority.core.classes import ServiceClass
 from callback_priority.policy.settings import Mode, Settings
 from tests.support.scheduler import Bench, FakeClock, LoopExecutor, scheduler
 
-LOOPS = 200
+LOOPS = 100
 ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 ACTIVE = Settings(mode=Mode.ACTIVE)
 
@@ -65,19 +65,19 @@ def shares(
 @ON_SQLITE
 def test_equal_weights_share_the_slots_evenly(airflow_database):
     """8 slots, 200 loops, holds of equal length: between 45% and 55% of the slot-time is the tasks'."""
-    assert 0.45 <= shares(ACTIVE, callbacks=1_000).share("task") <= 0.55
+    assert 0.45 <= shares(ACTIVE, callbacks=1_000, loops=200).share("task") <= 0.55
 
 
 @ON_SQLITE
 def test_stock_gives_tasks_next_to_nothing(airflow_database):
     """The control: the same rows in the same loops under Airflow's own two steps."""
-    assert shares(None, callbacks=1_700).share("task") < 0.03
+    assert shares(None, callbacks=900).share("task") < 0.03
 
 
 @ON_SQLITE
 def test_three_to_one_gives_tasks_three_quarters(airflow_database):
     settings = attrs.evolve(ACTIVE, weights={ServiceClass.TASK: 3_000})
-    assert 0.70 <= shares(settings, callbacks=800).share("task") <= 0.80
+    assert 0.70 <= shares(settings, callbacks=400).share("task") <= 0.80
 
 
 @ON_SQLITE
@@ -90,7 +90,7 @@ def test_weights_hold_for_callbacks_too(airflow_database):
 @ON_SQLITE
 def test_tasks_held_twenty_times_as_long_get_no_more(airflow_database):
     """Slot-time is shared, not starts."""
-    executor = shares(ACTIVE, task_loops=20, callbacks=1_000)
+    executor = shares(ACTIVE, task_loops=20, callbacks=600)
     assert 0.42 <= executor.share("task") <= 0.58
     assert executor.count("callback") > 10 * executor.count("task")
 
@@ -102,5 +102,5 @@ def test_airflows_cap_on_one_selection_does_not_cap_the_tasks_share(airflow_data
     Holds end within a loop here, so the cap binds in each: tasks never hold more than 16, and callbacks, if
     they were given what is left over, would hold 48.
     """
-    executor = shares(ACTIVE, slots=64, callbacks=4_000, use=0.45)
+    executor = shares(ACTIVE, slots=64, callbacks=1_500, loops=60, use=0.45)
     assert 0.43 <= executor.share("task") <= 0.57

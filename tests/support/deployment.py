@@ -45,7 +45,7 @@ _JOB_TYPES: Mapping[str, str] = {
     "triggerer": "TriggererJob",
 }
 _START_SECONDS = 90.0
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 120.0
 _GRACE_SECONDS = 8.0
 _POLL_SECONDS = 0.1
 _TAIL_LINES = 25
