@@ -53,7 +53,7 @@ matrix: $(MATRIX:%=.venv-matrix/%/.installed) ## Run the adapter's contract test
 	$(BIN)/uv pip install --quiet --python .venv-matrix/$*/bin/python --no-deps --no-build-isolation -e .
 	touch $@
 
-faults: $(STAMP) ## A fault at every statement, function and call of the scheduler's hook, each in turn; some minutes
+faults: $(STAMP) ## A fault at every statement, function and call of the scheduler's hook, each in turn; half an hour
 	CALLBACK_PRIORITY_FAULTS=all $(BIN)/pytest tests/integration/test_fault_injection.py tests/integration/test_hostile_rows.py -q
 
 chaos: $(STAMP) ## Kill schedulers, workers and the database under load; "make chaos ARGUMENTS=--quick" for a few minutes

@@ -5,9 +5,9 @@ each point, with a fault there. Whatever the point is: the loop ends well, every
 in that very loop, and once the fault is gone all comes to the same end as if it had never been: no callback is lost,
 and none is called twice.
 
-No statement is exempt, and of the calls only one: the entry of what stands in the place of Airflow's method, which
-holds nothing but the guard (`EXEMPT`). Every statement is struck in each run of the tests, and a share of the
-functions and calls; ``make faults`` strikes at all of them, which takes some minutes.
+No statement is exempt, and of the calls only two: the entry of what stands in the place of Airflow's method, which
+holds nothing but the guard, and the guard's own call of that method (`EXEMPT`, `AIRFLOWS_OWN`). Each run of the tests
+strikes at a share of them; ``make faults`` strikes at all, which takes half an hour.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ DORMANT = "dormant"
 ALL = os.environ.get("CALLBACK_PRIORITY_FAULTS") == "all"
 EXEMPT = ("adapter/guard.py:guarded.<locals>.method", "adapter/guard.py:_Watched.__init__")
 """The entry of the guard, at which Airflow's own method is what runs."""
+AIRFLOWS_OWN = "adapter/guard.py:_Watched.__call__"
+"""What calls Airflow's method, and nothing else: an error there is Airflow's own, which is not to be hidden from it."""
 ON_SQLITE = pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
 ON_BOTH_IF_ALL = pytest.mark.parametrize(
@@ -541,7 +543,9 @@ def test_a_failing_call_costs_tasks_nothing_and_callbacks_a_loop(world, strike, 
     calls = [
         each
         for each in faults.points
-        if isinstance(each, CallPoint) and not any(exempt in each.callee for exempt in EXEMPT)
+        if isinstance(each, CallPoint)
+        and not any(exempt in each.callee for exempt in EXEMPT)
+        and AIRFLOWS_OWN not in each.caller
     ]
     assert len(calls) >= 900
     strike(f"calls that fail, {backend}", base, some(calls, 75))

@@ -76,13 +76,13 @@ class WholeSelection:
 
     def among(self, pools: Pools, most: int) -> list[Any]:
         """See `Selection.among`."""
-        cls: Any = Pool
-        stock = cls.__dict__["slots_stats"]
-        cls.slots_stats = staticmethod(lambda **_: pools)
+        stock = Pool.__dict__["slots_stats"]
+        # Python's own way to set it: that of a mapped class is code which may fail, and it must be put back.
+        type.__setattr__(Pool, "slots_stats", staticmethod(lambda **_: pools))
         try:
             return self.original(most, session=self.session)
         finally:
-            cls.slots_stats = stock
+            type.__setattr__(Pool, "slots_stats", stock)
 
 
 @attrs.frozen(kw_only=True)
