@@ -26,6 +26,8 @@ POLL_SECONDS = 0.2
 READY = "ready"
 """Said once what must not be asked for twice has been."""
 PATIENCE_SECONDS = 120.0
+LULL_SECONDS = 3.0
+"""The longest that the next step waits for a kill: one in the critical section may in turn wait for work to be granted."""
 
 
 @attrs.frozen(kw_only=True)
@@ -96,7 +98,8 @@ class Loader:
         steps = list(self.steps(max(1, runs)))
         self.random.shuffle(steps)
         for number, step in enumerate(steps):
-            while self.done() < number / len(steps):
+            until = time.monotonic() + LULL_SECONDS
+            while self.done() < number / len(steps) and time.monotonic() < until:
                 time.sleep(POLL_SECONDS)
             self.patiently(step)
 
