@@ -17,7 +17,7 @@ from tests.chaos import audit
 from tests.chaos.forks import running_template
 from tests.chaos.judge import Finding, Judge
 from tests.chaos.load import READY, Amounts
-from tests.chaos.supervisor import Plan, Supervisor
+from tests.chaos.supervisor import SCHEDULERS, Plan, Supervisor
 from tests.support.airflow_env import AirflowHome, DatabaseTemplates
 from tests.support.deployment import Deployment, Executor, deployed
 from tests.support.postgres import PostgresServer, running_postgres
@@ -35,10 +35,18 @@ LOOP_SECONDS = 2.0
 """The longest that a loop may take for the bound; what loops take is told beside it."""
 STALLED_SECONDS = 180.0
 """Nothing ends any more."""
+FORGOTTEN_SECONDS = 90.0
+"""
+LocalExecutor cannot give up a task instance (it lacks ``revoke_task``), so Airflow leaves one queued whose process was killed before
+it began, until its scheduler is restarted. With nothing else left for this long, the schedulers are.
+"""
 _LAST = "last"
 _LAST_SECONDS = 30.0
 """How long a callback takes that is in flight at the last kill: longer than until it is taken over."""
 
+_FORGOTTEN = (
+    "SELECT count(*) FROM task_instance WHERE dag_id = 'herd' AND state = 'queued' AND start_date IS NULL"
+)
 _OPEN = """
     SELECT (SELECT count(*) FROM callback WHERE state NOT IN ('success', 'failed'))
          + (SELECT count(*) FROM deadline WHERE NOT missed)
@@ -200,6 +208,12 @@ class Phase:
                 return []
             if count != left:
                 left, since = count, now
+            if self._forgets and now - since > FORGOTTEN_SECONDS and not supervisor.forgotten:
+                supervisor.forgotten = airflow.value(_FORGOTTEN)
+                if supervisor.forgotten:
+                    tell(f"{supervisor.forgotten} task instances wait for their scheduler's restart")
+                    for name in SCHEDULERS:
+                        supervisor.kill_scheduler(name)
             if now - told > 15:
                 told = now
                 tell(f"{count} have not ended")
@@ -307,4 +321,22 @@ class Phase:
                 if number
             ),
             Finding(name="components that ended by themselves", value=dict(supervisor.ended)),
+            *self._of_the_forgotten(supervisor),
         ]
+
+    def _of_the_forgotten(self, supervisor: Supervisor) -> list[Finding]:
+        if not self._forgets:
+            return []
+        most = supervisor.killed["processes"]
+        return [
+            Finding(
+                name="task instances that LocalExecutor forgot, back after a restart",
+                value=supervisor.forgotten,
+                wanted=f"<= {most}, its processes killed",
+                holds=supervisor.forgotten <= most,
+            )
+        ]
+
+    @property
+    def _forgets(self) -> bool:
+        return self.executor == "LocalExecutor"

@@ -76,6 +76,7 @@ class Supervisor:
     killed: Counter[str] = attrs.field(factory=Counter, init=False)
     ended: Counter[str] = attrs.field(factory=Counter, init=False)
     last_kill_at: float = attrs.field(default=0.0, init=False)
+    forgotten: int = attrs.field(default=0, init=False)
     _ready_since: dict[str, float] = attrs.field(factory=dict, init=False)
     _suicides_read: int = attrs.field(default=0, init=False)
 
