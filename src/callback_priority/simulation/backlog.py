@@ -1,0 +1,189 @@
+"""What waits in a simulation: one line for each class and pool, in the order in which the real scheduler would serve it.
+
+Callbacks stand by the rank that the library stamps on them when they begin to wait (`callback_priority.core.ranking`); task
+instances by Airflow's order, ``priority_weight`` before age.
+
+Complexity: to add is O(1) where work comes in its order, as most does, else a binary search and a move in memory; to look at the
+first n, and to take one of them, is O(n).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from callback_priority.core.classes import ServiceClass
+from callback_priority.core.ranking import next_turn_us, rank_us
+from callback_priority.core.snapshot import Candidate
+from callback_priority.core.units import MICROSECONDS
+from callback_priority.policy.settings import Settings
+from callback_priority.simulation.scenario import Work
+
+__all__ = ["Line", "Turns", "Waiting"]
+
+_TASK: Final = ServiceClass.TASK
+_TIERS: Final = 1 << 62
+"""Further apart than any two times: a task's priority comes before its age."""
+_COMPACT_AT: Final = 4_096
+
+_ANONYMOUS: dict[int, Candidate] = {}
+
+
+def anonymous(width: int) -> Candidate:
+    """A task instance: Airflow chooses which."""
+    found = _ANONYMOUS.get(width)
+    if found is None:
+        found = _ANONYMOUS[width] = Candidate(width=width)
+    return found
+
+
+class Waiting(NamedTuple):
+    """A workload that waits; sorts by its place in its line.
+
+    Args:
+        rank: The smallest goes first.
+        number: Its number among all workloads, which breaks ties.
+        at: When it arrived, in microseconds from the start.
+        hold: How long it will hold its slot, in microseconds.
+        dag: Which Dag it comes from, by its number in the scenario.
+        width: Pool slots that it takes.
+        priority: Its priority.
+        candidate: What the slot loop is shown.
+    """
+
+    rank: int
+    number: int
+    at: int
+    hold: int
+    dag: int
+    width: int
+    priority: int
+    candidate: Candidate
+
+
+class Turns:
+    """The turns of Dags within a class, as the library stamps them.
+
+    Args:
+        settings: How long a turn is, and how fast priorities age.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._turn_length = round(settings.dag_turn_seconds * MICROSECONDS)
+        self._aging = round(settings.priority_aging_seconds * MICROSECONDS)
+        self._last: dict[tuple[int, int], list[int]] = {}
+
+    def rank(self, dag: int, priority: int, now: int) -> int:
+        """Stamp one that begins to wait."""
+        last = self._last.get((dag, priority))
+        if last is None:
+            last = self._last[dag, priority] = [0, 0]
+        turn = next_turn_us(now, last[0] if last[1] else None, self._turn_length)
+        last[0] = turn
+        last[1] += 1
+        return rank_us(turn, priority, self._aging) if priority else turn
+
+    def left(self, dag: int, priority: int) -> None:
+        """One waits no more."""
+        self._last[dag, priority][1] -= 1
+
+
+class Line:
+    """What waits of one class in one pool.
+
+    Args:
+        service_class: The class.
+        pool: The pool.
+    """
+
+    __slots__ = ("_endless", "_entries", "_first", "_wide", "pool", "service_class")
+
+    def __init__(self, service_class: ServiceClass, pool: str) -> None:
+        self.service_class = service_class
+        self.pool = pool
+        self._entries: list[Waiting] = []
+        self._first = 0
+        self._wide = False
+        self._endless: tuple[Work, Iterator[int], int] | None = None
+
+    def __len__(self) -> int:
+        """How many wait, a backlog without end aside."""
+        return len(self._entries) - self._first
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is any."""
+        return self._endless is not None or len(self._entries) > self._first
+
+    def never_ends(self, work: Work, holds: Iterator[int], dag: int) -> None:
+        """Behind everything else, there is always more of this.
+
+        Args:
+            work: The stream.
+            holds: How long each of it holds its slot.
+            dag: The number of its Dag.
+        """
+        self._endless = (work, holds, dag)
+        self._wide = self._wide or work.width > 1
+
+    def add(self, entry: Waiting) -> None:
+        """One begins to wait."""
+        entries = self._entries
+        if entry.width > 1:
+            self._wide = True
+        if not entries or entries[-1] < entry:
+            entries.append(entry)
+        else:
+            insort(entries, entry, lo=self._first)
+
+    def candidates(self, most: int) -> Sequence[Candidate]:
+        """The first of it, as the slot loop is shown them."""
+        first = self._first
+        if self.service_class is not _TASK:
+            return [entry.candidate for entry in self._entries[first : first + most]]
+        if not self._wide:
+            return [anonymous(1)] * (most if self._endless else min(most, len(self._entries) - first))
+        found = [anonymous(entry.width) for entry in self._entries[first : first + most]]
+        if self._endless:
+            found += [anonymous(self._endless[0].width)] * (most - len(found))
+        return found
+
+    def peek(self, place: int) -> Waiting | None:
+        """The one at a place, counted from the first; ``None`` if there are not so many, a backlog without end aside."""
+        at = self._first + place
+        return self._entries[at] if at < len(self._entries) else None
+
+    def width_of_endless(self) -> int:
+        """How wide those of the backlog without end are; nought if there is none."""
+        return self._endless[0].width if self._endless else 0
+
+    def take(self, now: int, place: int = 0) -> Waiting:
+        """One of them starts.
+
+        Args:
+            now: The present; one of a backlog without end arrives now.
+            place: Which, counted from the first.
+        """
+        at = self._first + place
+        entries = self._entries
+        if at >= len(entries):
+            assert self._endless is not None
+            work, holds, dag = self._endless
+            return Waiting(0, -1, now, next(holds), dag, work.width, work.priority, anonymous(work.width))
+        if place:
+            return entries.pop(at)
+        self._first = at + 1
+        entry = entries[at]
+        if self._first >= _COMPACT_AT and self._first * 2 > len(entries):
+            del entries[: self._first]
+            self._first = 0
+        return entry
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._entries[self._first :])
+
+
+def task_rank(at: int, priority: int) -> int:
+    """Where a task stands in Airflow's order: ``priority_weight`` first, then age."""
+    return at - priority * _TIERS

@@ -1,0 +1,473 @@
+"""Schedulers under a virtual clock, run by the same slot loop and the same accounting as the real ones.
+
+A discrete-event simulation. Between two loops of a scheduler, workloads arrive and end; a slot that became free is granted again in the
+loop after, which is what *hold* means in this library. Each loop does what Airflow's scheduler does with this library in
+it: collect and settle, decide, let the task selection answer, decide again, enter the grants. A loop that
+could change nothing is not run: nothing has arrived, ended or been granted since one that granted nothing.
+
+Nothing here reads a clock or an unseeded random number: the same arguments give the same outcome.
+
+What it leaves out: Airflow's limits on active tasks and Dag runs, executors of different sizes, and the time that a loop takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from heapq import heappop, heappush
+from typing import Final, NamedTuple
+
+import attrs
+
+from callback_priority.core.accounting import settle
+from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
+from callback_priority.core.flows import FlowState
+from callback_priority.core.ledger import Ledger, Settlement
+from callback_priority.core.slot_loop import decide
+from callback_priority.core.snapshot import Backlog, Candidate, Decision, Entitlements, PoolSlots, Snapshot
+from callback_priority.core.units import MICROSECONDS, SlotMicros, seconds_to_micros
+from callback_priority.policy.settings import Settings
+from callback_priority.simulation.backlog import Line, Turns, Waiting, task_rank
+from callback_priority.simulation.meter import Meter
+from callback_priority.simulation.scenario import Arriving, Crash, Scenario
+from callback_priority.simulation.selection import select
+
+__all__ = ["Accounting", "Decider", "Simulation", "Treatment"]
+
+EXECUTOR: Final = "simulated"
+_TASK: Final = ServiceClass.TASK
+_NEVER: Final = 1 << 62
+_NOTHING: Final = Settlement(amounts={}, holds={})
+_FLOW: Final = {cls: FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls) for cls in CLASS_ORDER}
+
+Decider = Callable[[Snapshot, Entitlements], Decision]
+"""What decides a pass: the production slot loop, or something to compare it with."""
+
+
+class Accounting(str, Enum):
+    """What a class is charged for.
+
+    ``STARTS`` never settles and never learns how long a class holds its slots: every start costs the same.
+    It is the obvious way to be fair, and the wrong one; it is here to be compared with.
+    """
+
+    SLOT_TIME = "slot_time"
+    STARTS = "starts"
+
+    __str__ = str.__str__
+
+
+@attrs.frozen(kw_only=True)
+class Treatment:
+    """One way of sharing the slots, to be tried on a scenario.
+
+    Args:
+        name: What to call it.
+        settings: The settings at the start.
+        changes: Other settings, from a time on, in seconds.
+        accounting: What a class is charged for.
+        shared_tags: Whether all schedulers share the flows, as the real ones do; else each has its own, to be compared with.
+        decide: What decides a pass.
+    """
+
+    name: str
+    settings: Settings = attrs.field(factory=Settings)
+    changes: tuple[tuple[float, Settings], ...] = ()
+    accounting: Accounting = Accounting.SLOT_TIME
+    shared_tags: bool = True
+    decide: Decider = decide
+
+
+class _Running(NamedTuple):
+    """A workload that holds a slot; sorts by its end."""
+
+    until: int
+    number: int
+    place: int
+    pool: str
+    granted_at: int
+    entry: Waiting
+    charge: SlotMicros
+
+
+class _Replica:
+    """One scheduler."""
+
+    def __init__(self, number: int, slots: int, offset: int, flows: dict[FlowKey, FlowState]) -> None:
+        self.number = number
+        self.slots = slots
+        self.offset = offset
+        self.flows = flows
+        self.ledger = Ledger()
+        self.running: list[_Running] = []
+        self.held: dict[ServiceClass, int] = dict.fromkeys(CLASS_ORDER, 0)
+        self.stale = True
+        self.at = offset
+        self.down_until = 0
+
+
+class Simulation:
+    """One run of a scenario under a treatment.
+
+    Args:
+        scenario: What wants slots, and what there is.
+        treatment: How they are shared.
+        seed: Which random numbers.
+        bins: Into how many stretches of equal length what is told over time is divided.
+    """
+
+    def __init__(self, scenario: Scenario, treatment: Treatment, *, seed: int, bins: int = 120) -> None:
+        self._scenario = scenario
+        self._treatment = treatment
+        self._settings = treatment.settings
+        self._until = seconds_to_micros(scenario.seconds)
+        self._step = seconds_to_micros(scenario.loop_seconds)
+        taking_part = {stream.service_class for stream in scenario.streams}
+        classes = [cls for cls in CLASS_ORDER if cls in taking_part]
+        self.meter = Meter(
+            classes,
+            {cls: self._settings.weight(Level.SCHEDULER, SCHEDULER_SCOPE, cls) for cls in CLASS_ORDER},
+            warm_up=seconds_to_micros(scenario.warm_up_seconds),
+            until=self._until,
+            bins=bins,
+        )
+        self.decisions = 0
+        self._turns = Turns(self._settings)
+        self._lines: dict[tuple[ServiceClass, str], Line] = {}
+        self._task_lines: dict[str, Line] = {}
+        self._total = dict(scenario.pools)
+        self._open = {pool: total for pool, total in scenario.pools.items() if total is not None}
+        self._held_of: dict[str, dict[ServiceClass, int]] = {
+            pool: dict.fromkeys(CLASS_ORDER, 0) for pool in scenario.pools
+        }
+        self._without_end = PoolSlots(open_slots=None)
+        self._waiting = 0
+        self._number = 0
+        flows: dict[FlowKey, FlowState] = {}
+        self._replicas = [
+            _Replica(
+                number,
+                scenario.slots,
+                number * self._step // scenario.schedulers,
+                flows if treatment.shared_tags else {},
+            )
+            for number in range(scenario.schedulers)
+        ]
+        self._dag_of: list[int] = []
+        self.dags = 0
+        self._coming: list[tuple[int, int, Arriving]] = []
+        self._arrivals = [stream.arriving(seed) for stream in scenario.streams]
+        for at, stream in enumerate(scenario.streams):
+            self._dag_of.append(self.dags)
+            self.dags += stream.dags
+            line = self._line(stream.service_class, stream.pool)
+            if stream.endless:
+                holds = (each.hold for each in self._arrivals[at])
+                line.never_ends(stream, holds, self._dag_of[at])
+            else:
+                self._await_next(at)
+        self._events: list[tuple[int, int, Crash | Settings | tuple[_Running, ...]]] = []
+        for each in scenario.crashes:
+            self._schedule(seconds_to_micros(each.at_seconds), each)
+        for seconds, settings in treatment.changes:
+            self._schedule(seconds_to_micros(seconds), settings)
+
+    # The clock --------------------------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[float], None] = lambda part: None) -> Meter:
+        """Run to the end.
+
+        Args:
+            progress: Is told now and then which part of the time has passed, from 0 to 1.
+
+        Complexity: O(loops in which something changed + workloads log workloads).
+        """
+        told, every = 0, max(1, self._until // 100)
+        replicas = self._replicas
+        alone = replicas[0] if len(replicas) == 1 else None
+        while True:
+            if alone is not None:
+                replica, now = alone, self._next_loop(alone)
+            else:
+                now, _, replica = min((self._next_loop(each), each.number, each) for each in replicas)
+            if now >= self._until:
+                break
+            if self._events and self._events[0][0] <= now:
+                self._happen(*heappop(self._events))
+                continue
+            replica.at = now + self._step
+            replica.stale = not self._loop(replica, now)
+            if now - told >= every:
+                told = now
+                progress(now / self._until)
+        self.meter.advance(self._until)
+        self._arrive(self._until - 1)
+        return self.meter
+
+    def _next_loop(self, replica: _Replica) -> int:
+        """When the next loop of a scheduler is that can change something."""
+        if not replica.stale:
+            return replica.at
+        coming = self._coming[0][0] if self._coming else _NEVER
+        for each in self._replicas:
+            if each.running and each.running[0].until < coming:
+                coming = each.running[0].until
+        if self._events and self._events[0][0] < coming:
+            coming = self._events[0][0]
+        if coming < replica.at:
+            return replica.at
+        if not self._step or coming >= _NEVER:
+            return coming
+        return coming + (replica.offset - coming) % self._step
+
+    # What comes -------------------------------------------------------------------------------------------
+
+    def _line(self, service_class: ServiceClass, pool: str) -> Line:
+        key = (service_class, pool)
+        if key not in self._lines:
+            line = self._lines[key] = Line(service_class, pool)
+            if service_class is _TASK:
+                self._task_lines[pool] = line
+        return self._lines[key]
+
+    def _await_next(self, stream: int) -> None:
+        arriving = next(self._arrivals[stream], None)
+        if arriving is not None and arriving.at < self._until:
+            heappush(self._coming, (arriving.at, stream, arriving))
+
+    def _arrive(self, now: int) -> None:
+        coming = self._coming
+        streams = self._scenario.streams
+        arrived = False
+        while coming and coming[0][0] <= now:
+            at, number, arriving = heappop(coming)
+            stream = streams[number]
+            self._await_next(number)
+            dag = self._dag_of[number] + arriving.dag
+            self.meter.arrived[self.meter.place[stream.service_class]] += 1
+            self._wait(stream.service_class, stream.pool, dag, at, arriving.hold, stream.width, stream.priority)
+            arrived = True
+        if arrived:
+            self._wake()
+
+    def _wait(
+        self, cls: ServiceClass, pool: str, dag: int, at: int, hold: int, width: int, priority: int
+    ) -> None:
+        self._number += 1
+        number = self._number
+        if cls is _TASK:
+            rank = task_rank(at, priority)
+            candidate = _NO_ONE
+        else:
+            rank = self._turns.rank(dag, priority, at)
+            candidate = Candidate(id=number, rank=rank)
+        self._lines[cls, pool].add(Waiting(rank, number, at, hold, dag, width, priority, candidate))
+        self._waiting += 1
+
+    def _wake(self) -> None:
+        for each in self._replicas:
+            each.stale = False
+            if each.at < 0:
+                each.at = 0
+
+    # The loop ---------------------------------------------------------------------------------------------
+
+    def _loop(self, replica: _Replica, now: int) -> bool:
+        """One loop of one scheduler; whether another of its loops could change something at once."""
+        if now < replica.down_until:
+            return True
+        meter = self.meter
+        meter.advance(now)
+        self._arrive(now)
+        if self._release(replica, now):
+            self._wake()
+        free = replica.slots - len(replica.ledger)
+        lines = [line for line in self._lines.values() if line.is_waiting]
+        granted = self._grant(replica, now, free, lines) if free > 0 and lines else 0
+        if self._waiting or granted:
+            self._contend()
+        else:
+            meter.contend(0)
+        return granted > 0
+
+    def _release(self, replica: _Replica, now: int) -> bool:
+        running = replica.running
+        released = False
+        while running and running[0].until <= now:
+            done = heappop(running)
+            replica.ledger.release(done.number)
+            self._leave(replica, done, now)
+            released = True
+        if released:
+            replica.ledger.collect(now)
+        return released
+
+    def _leave(self, replica: _Replica, done: _Running, now: int) -> None:
+        cls = self.meter.classes[done.place]
+        replica.held[cls] -= 1
+        self._held_of[done.pool][cls] -= done.entry.width
+        if done.pool in self._open:
+            self._open[done.pool] += done.entry.width
+        self.meter.released(done.place, now - done.granted_at)
+
+    def _grant(self, replica: _Replica, now: int, free: int, lines: list[Line]) -> int:
+        settlement = replica.ledger.collect(now)
+        if self._treatment.accounting is Accounting.STARTS:
+            settlement = _NOTHING
+        flows = replica.flows
+        if settlement.amounts or settlement.holds:
+            flows.update(settle(flows, settlement, self._settings, now))
+        most = free + 1
+        snapshot = Snapshot(
+            now=now,
+            free_slots=free,
+            held=replica.held,
+            pools={line.pool: self._pool(line.pool) for line in lines},
+            backlogs=[
+                Backlog(service_class=line.service_class, pool=line.pool, candidates=line.candidates(most))
+                for line in lines
+            ],
+            flows=flows,
+        )
+        charges = {
+            cls: flow.estimate if (flow := flows.get(key)) else self._settings.initial_estimate
+            for cls, key in _FLOW.items()
+        }
+        decide = self._treatment.decide
+        decision = decide(snapshot, self._settings)
+        self.decisions += 1
+        started = 0
+        if decision.task_slots:
+            found, answer = select(decision, self._task_lines, now, self._scenario.tasks_per_query)
+            decision = decide(attrs.evolve(snapshot, answer=answer), self._settings)
+            for line, entry in found:
+                self._start(replica, line, entry, now, charges[_TASK])
+            started = len(found)
+        flows.update(decision.flows)
+        replica.ledger.settled()
+        for cls, pool, candidate in decision.grants:
+            if candidate.id is not None:
+                line = self._lines[cls, pool]
+                entry = self._take(line, candidate, now)
+                self._turns.left(entry.dag, entry.priority)
+                self._start(replica, line, entry, now, charges[cls])
+                started += 1
+        if started:
+            self._wake()
+        return started
+
+    @staticmethod
+    def _take(line: Line, candidate: Candidate, now: int) -> Waiting:
+        place = 0
+        while (entry := line.peek(place)) is not None and entry.candidate is not candidate:
+            place += 1
+        return line.take(now, place)
+
+    def _pool(self, pool: str) -> PoolSlots:
+        total = self._total.get(pool)
+        if total is None:
+            return self._without_end
+        return PoolSlots(open_slots=self._open[pool], total_slots=total, held=self._held_of[pool])
+
+    def _start(self, replica: _Replica, line: Line, entry: Waiting, now: int, charge: SlotMicros) -> None:
+        cls, pool = line.service_class, line.pool
+        number = entry.number
+        place = self.meter.place[cls]
+        if number < 0:
+            self._number += 1
+            number = self._number
+            self.meter.grant_endless(place)
+        else:
+            self._waiting -= 1
+            self.meter.granted(place, entry.at, now, entry.dag)
+        replica.ledger.grant(
+            number,
+            service_class=cls,
+            pool=pool,
+            executor=EXECUTOR,
+            now=now,
+            charge=charge,
+            width=entry.width,
+        )
+        replica.held[cls] += 1
+        self._held_of[pool][cls] += entry.width
+        if pool in self._open:
+            self._open[pool] -= entry.width
+        heappush(replica.running, _Running(now + entry.hold, number, place, pool, now, entry, charge))
+
+    def _contend(self) -> None:
+        waiting = 0
+        place = self.meter.place
+        for line in self._lines.values():
+            if line.is_waiting:
+                waiting |= 1 << place[line.service_class]
+        self.meter.contend(waiting if waiting & (waiting - 1) else 0)
+
+    # What happens besides ---------------------------------------------------------------------------------
+
+    def _schedule(self, at: int, what: Crash | Settings | tuple[_Running, ...]) -> None:
+        self._number += 1
+        heappush(self._events, (at, self._number, what))
+
+    def _happen(self, at: int, _number: int, what: Crash | Settings | tuple[_Running, ...]) -> None:
+        self.meter.advance(at)
+        if isinstance(what, Settings):
+            self._settings = what
+        elif isinstance(what, Crash):
+            self._crash(at, what)
+        else:
+            self._take_over(at, what)
+        self._wake()
+
+    def _crash(self, at: int, crash: Crash) -> None:
+        """A scheduler dies with what it knew of its holds; its tasks run on, its callbacks are taken over later."""
+        replica = self._replicas[crash.scheduler]
+        held, replica.running = replica.running, []
+        replica.ledger = Ledger()
+        replica.down_until = at + seconds_to_micros(crash.down_seconds)
+        adopter = self._living(at) or replica
+        lost = []
+        for each in held:
+            cls = self.meter.classes[each.place]
+            if cls is not _TASK:
+                lost.append(each)
+                continue
+            replica.held[cls] -= 1
+            adopter.held[cls] += 1
+            # As Airflow's own adoption: nobody knows any more what it was charged.
+            adopter.ledger.grant(
+                each.number, service_class=cls, pool=None, executor=EXECUTOR, now=at, charge=SlotMicros(0)
+            )
+            heappush(adopter.running, each)
+        for each in lost:
+            replica.held[self.meter.classes[each.place]] -= 1
+        if lost:
+            self._schedule(at + seconds_to_micros(crash.takeover_seconds), tuple(lost))
+
+    def _take_over(self, at: int, lost: tuple[_Running, ...]) -> None:
+        """The callbacks of a dead scheduler wait again, and what they held is settled by a living one."""
+        replica = self._living(at) or self._replicas[0]
+        for each in lost:
+            cls = self.meter.classes[each.place]
+            replica.ledger.grant(
+                each.number,
+                service_class=cls,
+                pool=each.pool,
+                executor=EXECUTOR,
+                now=each.granted_at,
+                charge=each.charge,
+                width=each.entry.width,
+            )
+            replica.ledger.release(each.number)
+            replica.held[cls] += 1
+            self._leave(replica, each, at)
+            entry = each.entry
+            self._wait(cls, each.pool, entry.dag, entry.at, entry.hold, entry.width, entry.priority)
+        replica.ledger.collect(at)
+
+    def _living(self, at: int) -> _Replica | None:
+        return next((each for each in self._replicas if each.down_until <= at), None)
+
+
+_NO_ONE: Final = Candidate()
+_ = (MICROSECONDS, Mapping)

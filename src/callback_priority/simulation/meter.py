@@ -1,0 +1,190 @@
+"""What is measured while a simulation runs: waits, slot-time, and how far classes that compete drift apart.
+
+*Contended* is a stretch of time in which two classes or more have work waiting that the last loop gave nothing. Only then does it matter
+how slots are shared: a class that wants little gets little, which is nobody's loss. Shares and Jain's index (Jain, Chiu, Hawe, 1984,
+"A quantitative measure of fairness and discrimination for resource allocation in shared computer systems") are taken
+over such stretches alone.
+
+*Lag* is how much more service, slot-time over weight, one class got than another since both of them began to wait at once: the
+quantity that start-time fair queuing bounds (`callback_priority.core.fair_queue`).
+
+Complexity: O(classes squared) for each loop in which something changed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import attrs
+
+from callback_priority.core.classes import ServiceClass
+from callback_priority.core.units import MILLI
+
+__all__ = ["Meter", "Pair"]
+
+
+@attrs.define
+class Pair:
+    """Two classes that compete.
+
+    Args:
+        first: The place of the one.
+        second: The place of the other.
+        since: Service of both, over weight, when both began to wait; ``None`` while they do not.
+        highest: The furthest that the first was ahead of the second.
+        lowest: The furthest that it was behind, negative.
+    """
+
+    first: int
+    second: int
+    since: tuple[float, float] | None = None
+    highest: float = 0.0
+    lowest: float = 0.0
+    furthest: float = 0.0
+
+
+class Meter:
+    """The measurements of one run.
+
+    Args:
+        classes: The classes that take part.
+        weights: Their weights, in thousandths.
+        warm_up: What arrives before this is not counted, in microseconds.
+        until: The end, in microseconds.
+        bins: Into how many stretches of equal length slot-time over time is divided.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[ServiceClass],
+        weights: Mapping[ServiceClass, int],
+        *,
+        warm_up: int,
+        until: int,
+        bins: int = 120,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.place = {cls: at for at, cls in enumerate(self.classes)}
+        count = len(self.classes)
+        self.held = [0] * count
+        self.waits: list[array[int]] = [array("q") for _ in self.classes]
+        self.waited_dags: list[array[int]] = [array("l") for _ in self.classes]
+        self.arrived = [0] * count
+        self.started = [0] * count
+        self.slot_micros = [0] * count
+        self.contended_micros: defaultdict[int, list[int]] = defaultdict(lambda: [0] * (count + 1))
+        self.longest_hold = [0] * count
+        self.bin_length = max(1, -(-until // bins))
+        self.binned = [[0] * bins for _ in self.classes]
+        self.demand = [[0] * bins for _ in self.classes]
+        self._warm_up = warm_up
+        self._until = until
+        self._last = 0
+        self._contending = 0
+        self._weights = [weights[cls] / MILLI for cls in self.classes]
+        self._pairs = [Pair(first=first, second=second) for first, second in combinations(range(count), 2)]
+        self.longest_bypass = 0
+
+    def granted(self, place: int, at: int, now: int, dag: int) -> None:
+        """One of a class starts; nothing is noted of those that arrived while the simulation warmed up."""
+        self.held[place] += 1
+        self.started[place] += 1
+        if at >= self._warm_up:
+            self.waits[place].append(now - at)
+            self.waited_dags[place].append(dag)
+
+    def grant_endless(self, place: int) -> None:
+        """One of a backlog without end starts: it has not waited."""
+        self.held[place] += 1
+        self.started[place] += 1
+
+    def released(self, place: int, hold: int) -> None:
+        """A slot is free again.
+
+        Args:
+            place: The place of its class.
+            hold: How long it was held, in microseconds.
+        """
+        self.held[place] -= 1
+        if hold > self.longest_hold[place]:
+            self.longest_hold[place] = hold
+
+    def advance(self, now: int) -> None:
+        """Count the slot-time until now. To be called before anything changes."""
+        elapsed = now - self._last
+        if elapsed <= 0:
+            return
+        contended = self.contended_micros[self._contending] if self._contending else None
+        if contended is not None:
+            contended[-1] += elapsed
+        for place, held in enumerate(self.held):
+            if held:
+                amount = held * elapsed
+                self.slot_micros[place] += amount
+                if contended is not None:
+                    contended[place] += amount
+        self._bin(self._last, now)
+        self._last = now
+        if self._contending:
+            self._compare()
+
+    def contend(self, contending: int) -> None:
+        """Who is left waiting after a loop.
+
+        Args:
+            contending: A bit for each class, by its place; none of them if less than two wait.
+        """
+        if contending == self._contending:
+            return
+        self._contending = contending
+        service = self._service()
+        for pair in self._pairs:
+            both = contending >> pair.first & 1 and contending >> pair.second & 1
+            if not both:
+                pair.since = None
+            elif pair.since is None:
+                pair.since = (service[pair.first], service[pair.second])
+                pair.highest = pair.lowest = 0.0
+
+    def lag(self, first: int, second: int) -> float:
+        """The furthest that one of two classes was ahead of the other in service over weight, in slot-microseconds."""
+        for pair in self._pairs:
+            if (pair.first, pair.second) == (min(first, second), max(first, second)):
+                return pair.furthest
+        return 0.0
+
+    def lags(self) -> list[Pair]:
+        """Every pair of classes."""
+        return list(self._pairs)
+
+    def _service(self) -> list[float]:
+        return [amount / weight for amount, weight in zip(self.slot_micros, self._weights, strict=True)]
+
+    def _compare(self) -> None:
+        service = self._service()
+        for pair in self._pairs:
+            if pair.since is None:
+                continue
+            ahead = (service[pair.first] - pair.since[0]) - (service[pair.second] - pair.since[1])
+            if ahead > pair.highest:
+                pair.highest = ahead
+            elif ahead < pair.lowest:
+                pair.lowest = ahead
+            if pair.highest - pair.lowest > pair.furthest:
+                # Between any two moments of the stretch, not from its beginning only.
+                pair.furthest = pair.highest - pair.lowest
+
+    def _bin(self, begin: int, end: int) -> None:
+        length = self.bin_length
+        while begin < end:
+            at = begin // length
+            upto = min(end, (at + 1) * length)
+            for place, held in enumerate(self.held):
+                if held:
+                    self.binned[place][at] += held * (upto - begin)
+                if self._contending >> place & 1:
+                    self.demand[place][at] += upto - begin
+            begin = upto
