@@ -12,7 +12,7 @@ What it leaves out: Airflow's limits on active tasks and Dag runs, executors of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from heapq import heappop, heappush
 from typing import Final, NamedTuple
@@ -25,7 +25,7 @@ from callback_priority.core.flows import FlowState
 from callback_priority.core.ledger import Ledger, Settlement
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Backlog, Candidate, Decision, Entitlements, PoolSlots, Snapshot
-from callback_priority.core.units import MICROSECONDS, SlotMicros, seconds_to_micros
+from callback_priority.core.units import SlotMicros, seconds_to_micros
 from callback_priority.policy.settings import Settings
 from callback_priority.simulation.backlog import Line, Turns, Waiting, task_rank
 from callback_priority.simulation.meter import Meter
@@ -203,6 +203,16 @@ class Simulation:
         self.meter.advance(self._until)
         self._arrive(self._until - 1)
         return self.meter
+
+    def left_waiting(self, service_class: ServiceClass) -> tuple[int, int]:
+        """How many of a class wait at the end, and since how long the first of them, in microseconds."""
+        arrived = [
+            entry.at
+            for line in self._lines.values()
+            if line.service_class is service_class
+            for entry in line
+        ]
+        return len(arrived), self._until - min(arrived, default=self._until)
 
     def _next_loop(self, replica: _Replica) -> int:
         """When the next loop of a scheduler is that can change something."""
@@ -470,4 +480,3 @@ class Simulation:
 
 
 _NO_ONE: Final = Candidate()
-_ = (MICROSECONDS, Mapping)

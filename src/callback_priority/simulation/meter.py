@@ -36,6 +36,7 @@ class Pair:
         since: Service of both, over weight, when both began to wait; ``None`` while they do not.
         highest: The furthest that the first was ahead of the second.
         lowest: The furthest that it was behind, negative.
+        furthest: The most that they drifted apart between any two moments of one such stretch.
     """
 
     first: int
@@ -86,7 +87,6 @@ class Meter:
         self._contending = 0
         self._weights = [weights[cls] / MILLI for cls in self.classes]
         self._pairs = [Pair(first=first, second=second) for first, second in combinations(range(count), 2)]
-        self.longest_bypass = 0
 
     def granted(self, place: int, at: int, now: int, dag: int) -> None:
         """One of a class starts; nothing is noted of those that arrived while the simulation warmed up."""
@@ -148,13 +148,6 @@ class Meter:
             elif pair.since is None:
                 pair.since = (service[pair.first], service[pair.second])
                 pair.highest = pair.lowest = 0.0
-
-    def lag(self, first: int, second: int) -> float:
-        """The furthest that one of two classes was ahead of the other in service over weight, in slot-microseconds."""
-        for pair in self._pairs:
-            if (pair.first, pair.second) == (min(first, second), max(first, second)):
-                return pair.furthest
-        return 0.0
 
     def lags(self) -> list[Pair]:
         """Every pair of classes."""
