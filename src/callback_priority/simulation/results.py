@@ -116,7 +116,7 @@ class RunResult:
         seconds: How long was simulated.
         slots: Slots of all schedulers together.
         classes: What each class got.
-        dags: Of each class, the median and the 95th percentile of the waits of its Dags: those of the Dag that waited longest.
+        dags: Of each class, the median and the 95th percentile of the waits of each Dag of which something was started.
         contention: What they got in contended stretches, the longest such stretch first.
         lags: How far each two of them drifted apart.
         utilisation: The part of the slots' time that was held.
@@ -152,7 +152,7 @@ def run(
     treatment: Treatment,
     *,
     seed: int,
-    progress: Callable[[float], None] = lambda part: None,
+    progress: Callable[[float], None] = lambda _part: None,
 ) -> RunResult:
     """Simulate a scenario under a treatment once.
 
@@ -209,7 +209,6 @@ def _class_result(simulation: Simulation, place: int) -> ClassResult:
 
 
 def _by_dag(meter: Meter, place: int) -> Mapping[int, tuple[float, float]]:
-    """The three Dags that waited longest, by the 95th percentile."""
     of_dag: dict[int, list[int]] = {}
     for dag, wait in zip(meter.waited_dags[place], meter.waits[place], strict=True):
         of_dag.setdefault(dag, []).append(wait)
@@ -217,8 +216,7 @@ def _by_dag(meter: Meter, place: int) -> Mapping[int, tuple[float, float]]:
     for dag, waits in of_dag.items():
         waits.sort()
         found[dag] = (percentile(waits, 0.5) / MICROSECONDS, percentile(waits, 0.95) / MICROSECONDS)
-    worst = sorted(found, key=lambda dag: (-found[dag][1], dag))[:3]
-    return {dag: found[dag] for dag in worst}
+    return found
 
 
 def _contention(meter: Meter, weights: Mapping[ServiceClass, float]) -> tuple[Contention, ...]:
