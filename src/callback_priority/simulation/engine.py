@@ -31,6 +31,7 @@ from callback_priority.simulation.backlog import Line, Turns, Waiting, task_rank
 from callback_priority.simulation.meter import Meter
 from callback_priority.simulation.scenario import Arriving, Crash, Scenario
 from callback_priority.simulation.selection import select
+from callback_priority.simulation.watch import Watcher
 
 __all__ = ["Accounting", "Decider", "Simulation", "Treatment"]
 
@@ -114,9 +115,19 @@ class Simulation:
         treatment: How they are shared.
         seed: Which random numbers.
         bins: Into how many stretches of equal length what is told over time is divided.
+        watch: Is told of everything that happens.
     """
 
-    def __init__(self, scenario: Scenario, treatment: Treatment, *, seed: int, bins: int = 120) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        treatment: Treatment,
+        *,
+        seed: int,
+        bins: int = 120,
+        watch: Watcher | None = None,
+    ) -> None:
+        self._watch = watch
         self._scenario = scenario
         self._treatment = treatment
         self._settings = treatment.settings
@@ -207,10 +218,7 @@ class Simulation:
     def left_waiting(self, service_class: ServiceClass) -> tuple[int, int]:
         """How many of a class wait at the end, and since how long the first of them, in microseconds."""
         arrived = [
-            entry.at
-            for line in self._lines.values()
-            if line.service_class is service_class
-            for entry in line
+            entry.at for line in self._lines.values() if line.service_class is service_class for entry in line
         ]
         return len(arrived), self._until - min(arrived, default=self._until)
 
@@ -255,13 +263,15 @@ class Simulation:
             self._await_next(number)
             dag = self._dag_of[number] + arriving.dag
             self.meter.arrived[self.meter.place[stream.service_class]] += 1
-            self._wait(stream.service_class, stream.pool, dag, at, arriving.hold, stream.width, stream.priority)
+            self._wait(
+                at, stream.service_class, stream.pool, dag, at, arriving.hold, stream.width, stream.priority
+            )
             arrived = True
         if arrived:
             self._wake()
 
     def _wait(
-        self, cls: ServiceClass, pool: str, dag: int, at: int, hold: int, width: int, priority: int
+        self, now: int, cls: ServiceClass, pool: str, dag: int, at: int, hold: int, width: int, priority: int
     ) -> None:
         self._number += 1
         number = self._number
@@ -271,8 +281,11 @@ class Simulation:
         else:
             rank = self._turns.rank(dag, priority, at)
             candidate = Candidate(id=number, rank=rank)
-        self._lines[cls, pool].add(Waiting(rank, number, at, hold, dag, width, priority, candidate))
+        entry = Waiting(rank, number, at, hold, dag, width, priority, candidate)
+        self._lines[cls, pool].add(entry)
         self._waiting += 1
+        if self._watch is not None:
+            self._watch.waits(now, cls, pool, entry)
 
     def _wake(self) -> None:
         for each in self._replicas:
@@ -319,6 +332,8 @@ class Simulation:
         if done.pool in self._open:
             self._open[done.pool] += done.entry.width
         self.meter.released(done.place, now - done.granted_at)
+        if self._watch is not None:
+            self._watch.ended(now, cls, done.pool, done.entry, done.number)
 
     def _grant(self, replica: _Replica, now: int, free: int, lines: list[Line]) -> int:
         settlement = replica.ledger.collect(now)
@@ -349,7 +364,8 @@ class Simulation:
         started = 0
         if decision.task_slots:
             found, answer = select(decision, self._task_lines, now, self._scenario.tasks_per_query)
-            decision = decide(attrs.evolve(snapshot, answer=answer), self._settings)
+            snapshot = attrs.evolve(snapshot, answer=answer)
+            decision = decide(snapshot, self._settings)
             for line, entry in found:
                 self._start(replica, line, entry, now, charges[_TASK])
             started = len(found)
@@ -362,6 +378,8 @@ class Simulation:
                 self._turns.left(entry.dag, entry.priority)
                 self._start(replica, line, entry, now, charges[cls])
                 started += 1
+        if self._watch is not None:
+            self._watch.decided(now, replica.number, snapshot, decision)
         if started:
             self._wake()
         return started
@@ -404,6 +422,8 @@ class Simulation:
         if pool in self._open:
             self._open[pool] -= entry.width
         heappush(replica.running, _Running(now + entry.hold, number, place, pool, now, entry, charge))
+        if self._watch is not None:
+            self._watch.started(now, replica.number, cls, pool, entry, number)
 
     def _contend(self) -> None:
         waiting = 0
@@ -427,6 +447,8 @@ class Simulation:
             self._crash(at, what)
         else:
             self._take_over(at, what)
+        if self._watch is not None and not isinstance(what, tuple):
+            self._watch.happened(at, what)
         self._wake()
 
     def _crash(self, at: int, crash: Crash) -> None:
@@ -472,7 +494,7 @@ class Simulation:
             replica.held[cls] += 1
             self._leave(replica, each, at)
             entry = each.entry
-            self._wait(cls, each.pool, entry.dag, entry.at, entry.hold, entry.width, entry.priority)
+            self._wait(at, cls, each.pool, entry.dag, entry.at, entry.hold, entry.width, entry.priority)
         replica.ledger.collect(at)
 
     def _living(self, at: int) -> _Replica | None:
