@@ -7,8 +7,8 @@ from typing import Final
 
 import attrs
 
-from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level
-from callback_priority.core.flows import FlowState
+from callback_priority.core.classes import SCHEDULER_FLOWS, FlowKey, Level
+from callback_priority.core.flows import FlowState, make_state
 from callback_priority.core.ledger import Settlement
 from callback_priority.core.snapshot import Entitlements
 from callback_priority.core.units import MICROSECONDS, MILLI, Milliweight, SlotMicros, VirtualTime
@@ -66,7 +66,7 @@ def flow_state(
     state = flows.get(key)
     if state is not None:
         return state if state.weight == weight else reweigh(state, weight, clock)
-    peer = flows.get(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, key.service_class))
+    peer = flows.get(SCHEDULER_FLOWS[key.service_class])
     return FlowState(
         key=key,
         weight=weight,
@@ -83,24 +83,34 @@ def reweigh(state: FlowState, weight: Milliweight, clock: int) -> FlowState:
     return attrs.evolve(state, weight=weight, tag=VirtualTime(clock + whole), remainder=remainder)
 
 
-def serve(state: FlowState, slot_micros: int, now: int) -> FlowState:
+def serve(state: FlowState, slot_micros: int, now: int, *, estimate: SlotMicros | None = None) -> FlowState:
     """Move a flow's tag by slot-time over weight, and its totals by slot-time.
 
     Args:
         state: The flow.
         slot_micros: Slot-microseconds charged; negative to give back.
         now: Microseconds since the epoch.
+        estimate: Its moving average hold from now on; ``None`` if that stays.
 
     Exact: any number of calls moves the tag as far as one call with their sum.
+
+    Written out, since each slot that is released comes here twice and `attrs.evolve` takes ten times as long.
     """
     whole, remainder = divmod(state.remainder + slot_micros * MILLI, state.weight)
-    return attrs.evolve(
-        state,
-        tag=VirtualTime(state.tag + whole),
-        remainder=remainder,
-        service=SlotMicros(state.service + slot_micros),
-        recent=recent(state, slot_micros, now),
-        recent_at=max(now, state.recent_at),
+    recent_at = state.recent_at
+    return make_state(
+        state.key,
+        state.weight,
+        state.estimate if estimate is None else estimate,
+        state.tag + whole,
+        remainder,
+        state.clock,
+        state.eligible,
+        state.bypassed,
+        state.service + slot_micros,
+        recent(state, slot_micros, now),
+        now if now > recent_at else recent_at,  # noqa: FURB136 - a call less for each flow
+        state.granted,
     )
 
 
@@ -125,14 +135,20 @@ def settle(
     Returns:
         The flows that changed. Settlement may move a tag behind the clock, never the clock.
     """
-    times = clocks(flows.values())
+    amounts, holds = settlement.amounts, settlement.holds
+    times: Mapping[Scope, int] | None = None
     changed: dict[FlowKey, FlowState] = {}
-    for key in sorted(settlement.amounts.keys() | settlement.holds.keys()):
-        state = flow_state(key, flows, times.get(key[:2], 0), entitlements)
+    for key in sorted(amounts.keys() | holds.keys()):
+        state = flows.get(key)
+        if state is None or state.weight != entitlements.weight(*key):
+            # No other flow has a use for the clocks, and to find them means to look at every flow there is.
+            if times is None:
+                times = clocks(flows.values())
+            state = flow_state(key, flows, times.get(key[:2], 0), entitlements)
         estimate = state.estimate
-        for hold in settlement.holds.get(key, ()):
+        for hold in holds.get(key, ()):
             estimate = move_average(estimate, hold)
-        changed[key] = serve(attrs.evolve(state, estimate=estimate), settlement.amounts.get(key, 0), now)
+        changed[key] = serve(state, amounts.get(key, 0), now, estimate=estimate)
     return keep_in_range(flows, changed)
 
 

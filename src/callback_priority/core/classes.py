@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-__all__ = ["CALLBACK_CLASSES", "CLASS_ORDER", "SCHEDULER_SCOPE", "FlowKey", "Level", "ServiceClass"]
+__all__ = [
+    "CALLBACK_CLASSES",
+    "CLASS_ORDER",
+    "SCHEDULER_FLOWS",
+    "SCHEDULER_SCOPE",
+    "FlowKey",
+    "Level",
+    "ServiceClass",
+]
 
 
 class ServiceClass(str, Enum):
@@ -52,3 +61,9 @@ class FlowKey(NamedTuple):
     level: Level
     scope: str
     service_class: ServiceClass
+
+
+SCHEDULER_FLOWS: Final[Mapping[ServiceClass, FlowKey]] = {
+    cls: FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls) for cls in CLASS_ORDER
+}
+"""Each class's flow at the scheduler's slots."""

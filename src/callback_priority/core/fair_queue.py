@@ -77,8 +77,9 @@ class Flow:
         """
         if not slots:
             return
-        whole, self.remainder = divmod(self.remainder + (slots - last) * self.step, self.weight)
-        self.tag += whole
+        if slots > last:
+            whole, self.remainder = divmod(self.remainder + (slots - last) * self.step, self.weight)
+            self.tag += whole
         self.served_at = max(self.served_at, self._clock, self.tag)
         whole, self.remainder = divmod(self.remainder + last * self.step, self.weight)
         self.tag += whole

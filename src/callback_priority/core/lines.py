@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 from callback_priority.core.accounting import flow_state, recent
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.fair_queue import Flow
-from callback_priority.core.flows import FlowState
+from callback_priority.core.flows import FlowState, make_state
 from callback_priority.core.policies import Policy
 from callback_priority.core.snapshot import Candidate, Entitlements, Reason, Snapshot
-from callback_priority.core.units import SlotMicros
 
 __all__ = ["UNLIMITED", "Line", "Terms", "served"]
 
 UNLIMITED: Final = 1 << 62
 """More slots than there are."""
 
-# The same class without the names of its units: each of those is a call, and a pass makes thousands of flows.
-_make: Final[Callable[..., FlowState]] = FlowState
 _NO_PAST: Final[Mapping[ServiceClass, FlowState]] = MappingProxyType({})
+_ORDERS: Final[Mapping[ServiceClass, int]] = {cls: at for at, cls in enumerate(CLASS_ORDER)}
+_TASKS_FIRST_ORDERS: Final[Mapping[ServiceClass, int]] = {**_ORDERS, ServiceClass.TASK: -1}
+# Members by themselves: up to Python 3.11, finding one in its enumeration is a call.
+_POOL: Final = Level.POOL
+_SCHEDULER: Final = Level.SCHEDULER
+_FAIR: Final = Policy.FAIR
+_TASKS_FIRST: Final = Policy.TASKS_FIRST
+_TASK: Final = ServiceClass.TASK
 
 
 class Terms:
@@ -48,21 +53,22 @@ class Terms:
         self.entitlements = entitlements
         self.without = without
         self.caps = caps or {}
-        self.past = _by_scope(snapshot.flows)
-        self.charges = {cls: self._charge(cls) for cls in CLASS_ORDER}
-        self.by_tag = entitlements.policy is Policy.FAIR
-        tasks_at = -1 if entitlements.policy is Policy.TASKS_FIRST else len(CLASS_ORDER)
-        self.orders = {cls: at for at, cls in enumerate(CLASS_ORDER)}
-        self.orders[ServiceClass.TASK] = tasks_at
-
-    def _charge(self, service_class: ServiceClass) -> SlotMicros:
-        """What a grant is charged for one slot, at both levels: a hold has one charge, which is settled once."""
-        state = self.snapshot.flows.get(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, service_class))
-        return state.estimate if state else self.entitlements.initial_estimate
+        self.past = past = _by_scope(snapshot.flows)
+        # What a grant is charged for one slot, at both levels: a hold has one charge, which is settled once.
+        self.charges = {
+            cls: state.estimate for cls, state in past[_SCHEDULER].get(SCHEDULER_SCOPE, _NO_PAST).items()
+        }
+        if len(self.charges) < len(CLASS_ORDER):
+            self.charges = dict.fromkeys(CLASS_ORDER, entitlements.initial_estimate) | self.charges
+        policy = entitlements.policy
+        self.by_tag = policy is _FAIR
+        self.orders = _TASKS_FIRST_ORDERS if policy is _TASKS_FIRST else _ORDERS
 
     def past_of(self, level: Level, scope: str) -> tuple[Mapping[ServiceClass, FlowState], int]:
         """A scope's flows that have a past, by class, and its clock: the largest that any of them was served at."""
-        states = self.past[level].get(scope, _NO_PAST)
+        states = self.past[level].get(scope)
+        if not states:
+            return _NO_PAST, 0
         clock = 0
         for state in states.values():
             if state.clock > clock:  # noqa: PLR1730 - a call less for each flow
@@ -89,14 +95,14 @@ class Terms:
     def started(self, service_class: ServiceClass, pool: str) -> Sequence[int] | None:
         """Widths of the task instances that Airflow started in a pool; ``None`` where it was not asked."""
         answer = self.snapshot.answer
-        return answer.started.get(pool) if answer and service_class is ServiceClass.TASK else None
+        return answer.started.get(pool) if answer and service_class is _TASK else None
 
 
 def _by_scope(
     flows: Mapping[FlowKey, FlowState],
 ) -> dict[Level, dict[str, dict[ServiceClass, FlowState]]]:
     """The flows, sorted once, so that a scope finds its own without making and hashing a key for each."""
-    found: dict[Level, dict[str, dict[ServiceClass, FlowState]]] = {level: {} for level in Level}
+    found: dict[Level, dict[str, dict[ServiceClass, FlowState]]] = {_POOL: {}, _SCHEDULER: {}}
     for (level, scope, service_class), state in flows.items():
         scopes = found[level]
         if scope in scopes:
@@ -184,7 +190,7 @@ def served(
     """
     state = flow.state
     recent_at = state.recent_at
-    return _make(
+    return make_state(
         state.key,
         state.weight,
         state.estimate,

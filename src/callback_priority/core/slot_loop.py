@@ -32,11 +32,19 @@ from typing import Final
 import attrs
 
 from callback_priority.core.accounting import keep_in_range
-from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
+from callback_priority.core.classes import (
+    CLASS_ORDER,
+    SCHEDULER_FLOWS,
+    SCHEDULER_SCOPE,
+    FlowKey,
+    Level,
+    ServiceClass,
+)
 from callback_priority.core.fair_queue import FairQueue, Flow
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
 from callback_priority.core.pools import PoolPass, widest
+from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.snapshot import (
     Backlog,
     Candidate,
@@ -51,6 +59,8 @@ from callback_priority.core.snapshot import (
 __all__ = ["decide"]
 
 _TASK: Final = ServiceClass.TASK
+_POOL: Final = Level.POOL
+_SCHEDULER: Final = Level.SCHEDULER
 _POOLS_REASONS: Final = frozenset(
     {Reason.POOL_FULL, Reason.POOL_RESERVE, Reason.POOL_LIMIT, Reason.TOO_WIDE, Reason.DRAINING}
 )
@@ -101,7 +111,7 @@ class _Party(Flow):
 
     def __init__(self, lines: Sequence[Line], limit_left: int, unmet: int) -> None:
         self.lines = lines
-        self.by_name = sorted(lines, key=attrgetter("pool"))
+        self.by_name = sorted(lines, key=attrgetter("pool")) if len(lines) > 1 else lines
         # Rank and place in one number, rank * lines + place, since numbers are compared faster than pairs.
         self.heads = [line.candidates[0].rank * len(lines) + at for at, line in enumerate(self.by_name)]
         heapify(self.heads)
@@ -153,7 +163,7 @@ class _Pass:
         task_slots: dict[str, int] = {}
         if self.free > 0:
             self._admit()
-            self._hand_out([line for line in self.lines if line.candidates])
+            self._hand_out()
             for name, pool in self.pools.items():
                 if (slots := pool.task_slots()) > 0:
                     task_slots[name] = slots
@@ -162,7 +172,7 @@ class _Pass:
         self._refuse_heads()
         return Decision(
             grants=tuple(self.grants),
-            task_slots=sum(line.granted for line in self.lines if line.service_class is _TASK),
+            task_slots=sum([line.granted for line in self.lines if line.service_class is _TASK]),
             task_pool_slots=task_slots,
             refusals=tuple(self.refusals),
             flows=keep_in_range(self.snapshot.flows, self.changed),
@@ -234,41 +244,53 @@ class _Pass:
 
     # The scheduler's slots --------------------------------------------------------------------------------
 
-    def _hand_out(self, lines: Sequence[Line]) -> None:
+    def _hand_out(self) -> None:
         """Hand out the scheduler's free slots, one after another, within what the pools admit."""
+        terms = self.terms
+        quota_of = terms.entitlements.quota
         unmet: dict[ServiceClass, int] = {}
         limits: dict[ServiceClass, int] = {}
         for cls in CLASS_ORDER:
-            quota = self.terms.entitlements.quota(Level.SCHEDULER, SCHEDULER_SCOPE, cls)
+            quota = quota_of(_SCHEDULER, SCHEDULER_SCOPE, cls)
+            if quota is NO_QUOTA:
+                continue
             held = self.snapshot.held.get(cls, 0)
             unmet[cls] = max(0, quota.reserve_slots - held)
-            limits[cls] = UNLIMITED if quota.limit_slots is None else quota.limit_slots - held
+            if quota.limit_slots is not None:
+                limits[cls] = quota.limit_slots - held
         if self.answer is not None:
-            started = sum(len(widths) for widths in self.answer.started.values())
-            unmet[_TASK] = max(unmet[_TASK], started)
+            started = sum([len(widths) for widths in self.answer.started.values()])
+            unmet[_TASK] = max(unmet.get(_TASK, 0), started)
         reserved = sum(unmet.values())
-        past, clock = self.terms.past_of(Level.SCHEDULER, SCHEDULER_SCOPE)
+        past, clock = terms.past_of(_SCHEDULER, SCHEDULER_SCOPE)
         admitted: dict[ServiceClass, list[Line]] = {}
-        for line in lines:
+        for line in self.lines:
             if line.allowed:
-                admitted.setdefault(line.service_class, []).append(line)
+                cls = line.service_class
+                if cls in admitted:
+                    admitted[cls].append(line)
+                else:
+                    admitted[cls] = [line]
         parties = []
         for cls, its_lines in admitted.items():
-            party = _Party(its_lines, limits[cls], unmet[cls])
+            party = _Party(its_lines, limits.get(cls, UNLIMITED), unmet.get(cls, 0))
             if party.limit_left <= 0:
                 party.stop(Reason.SLOT_LIMIT)
             elif self.free - reserved + party.unmet <= 0:
                 party.stop(Reason.SLOT_RESERVE)
             else:
-                state = self.terms.state(Level.SCHEDULER, SCHEDULER_SCOPE, cls, past.get(cls), clock)
-                party.start(state, self.terms.orders[cls], clock, self.terms.charges[cls])
+                state = terms.state(_SCHEDULER, SCHEDULER_SCOPE, cls, past.get(cls), clock)
+                party.start(state, terms.orders[cls], clock, terms.charges[cls])
                 parties.append(party)
-        self._serve(FairQueue(parties, clock, by_tag=self.terms.by_tag), reserved)
+        self._serve(FairQueue(parties, clock, by_tag=terms.by_tag), reserved)
         for party in parties:
             self._close(party)
         for cls in CLASS_ORDER:
-            if cls not in admitted or admitted[cls][0].reason in _SCHEDULER_QUOTAS:
-                self._set_ineligible(FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls))
+            if cls not in admitted:
+                if cls in past and past[cls].eligible:
+                    self._set_ineligible(SCHEDULER_FLOWS[cls])
+            elif admitted[cls][0].reason in _SCHEDULER_QUOTAS:
+                self._set_ineligible(SCHEDULER_FLOWS[cls])
 
     def _serve(self, queue: FairQueue[_Party], reserved: int) -> None:
         executors = dict(self.snapshot.executor_slots)
@@ -309,13 +331,13 @@ class _Pass:
 
     def _close(self, party: _Party) -> None:
         state = party.state
-        granted = sum(line.granted for line in party.lines)
+        granted = sum([line.granted for line in party.lines])
         waits = bool(party.heads) and party.reason is None
         if party.lines[0].service_class is _TASK and self.answer is not None:
             waits = self.answer.waiting
         charge = granted * self.terms.charges[party.lines[0].service_class]
         after = served(party, granted, charge, self.snapshot.now, eligible=waits)
-        if after != self.snapshot.flows.get(state.key):
+        if granted or after != self.snapshot.flows.get(state.key):
             self.changed[state.key] = after
 
     def _set_ineligible(self, key: FlowKey) -> None:
@@ -328,12 +350,11 @@ class _Pass:
 
     def _forget_who_left(self) -> None:
         """A flow of a pool with open slots that nobody waits for any more is not eligible any more."""
-        for name, past in self.terms.past[Level.POOL].items():
-            lines = self.pools[name].lines if name in self.pools else ()
-            if len(lines) == len(CLASS_ORDER):
-                continue
-            waiting = [line.service_class for line in lines]
-            left = [state.key for cls, state in past.items() if state.eligible and cls not in waiting]
+        for name, past in self.terms.past[_POOL].items():
+            left = [state.key for state in past.values() if state.eligible]
+            if left and name in self.pools:
+                waiting = [line.service_class for line in self.pools[name].lines]
+                left = [key for key in left if key.service_class not in waiting]
             if left:
                 slots = self.snapshot.pools.get(name)
                 if slots is None or slots.open_slots is None or slots.open_slots > 0:
