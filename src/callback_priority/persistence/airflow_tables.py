@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Boolean, Integer, String, Text, Uuid, column, table
+from sqlalchemy import Boolean, Integer, String, TableClause, Text, Uuid, column, table
 
 from callback_priority.persistence.tables import UtcDateTime
 
@@ -25,6 +25,7 @@ __all__ = [
     "dag_table",
     "job_table",
     "pool_table",
+    "task_instance_history_table",
     "task_instance_table",
     "trigger_table",
 ]
@@ -66,16 +67,35 @@ job_table = table(
     column("state", String(20)),
     column("latest_heartbeat", UtcDateTime()),
     column("hostname", String(500)),
+    column("start_date", UtcDateTime()),
+    column("end_date", UtcDateTime()),
 )
 
 pool_table = table("slot_pool", column("pool", String(256)), column("slots", Integer()))
 
-task_instance_table = table(
-    "task_instance",
-    column("state", String(20)),
-    column("pool", String(256)),
-    column("pool_slots", Integer()),
-    column("scheduled_dttm", UtcDateTime()),
-)
+
+def _of_task_instances(name: str) -> TableClause:
+    """What a task instance and a try that is over have in common."""
+    return table(
+        name,
+        column("dag_id", String(250)),
+        column("task_id", String(250)),
+        column("run_id", String(250)),
+        column("map_index", Integer()),
+        column("state", String(20)),
+        column("pool", String(256)),
+        column("pool_slots", Integer()),
+        column("priority_weight", Integer()),
+        column("scheduled_dttm", UtcDateTime()),
+        column("queued_dttm", UtcDateTime()),
+        column("start_date", UtcDateTime()),
+        column("end_date", UtcDateTime()),
+        column("queued_by_job_id", Integer()),
+    )
+
+
+task_instance_table = _of_task_instances("task_instance")
+
+task_instance_history_table = _of_task_instances("task_instance_history")
 
 trigger_table = table("trigger", column("id", Integer()), column("triggerer_id", Integer()))
