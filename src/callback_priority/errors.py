@@ -50,9 +50,14 @@ class Problem:
 
 
 class ConfigurationError(CallbackPriorityError, ValueError):
-    """The settings cannot be used; carries every problem found, not only the first."""
+    """The settings, or what else was written, cannot be used; carries every problem found, not only the first.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    Args:
+        problems: All of them.
+        where: What has them.
+    """
+
+    def __init__(self, problems: Sequence[Problem], where: str = "[callback_priority]") -> None:
         self.problems = tuple(problems)
         listing = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"[callback_priority] has {len(self.problems)} problem(s):\n{listing}")
+        super().__init__(f"{where} has {len(self.problems)} problem(s):\n{listing}")
