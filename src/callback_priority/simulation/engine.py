@@ -263,9 +263,8 @@ class Simulation:
             self._await_next(number)
             dag = self._dag_of[number] + arriving.dag
             self.meter.arrived[self.meter.place[stream.service_class]] += 1
-            self._wait(
-                at, stream.service_class, stream.pool, dag, at, arriving.hold, stream.width, stream.priority
-            )
+            priority = stream.priority if arriving.priority is None else arriving.priority
+            self._wait(at, stream.service_class, stream.pool, dag, at, arriving.hold, stream.width, priority)
             arrived = True
         if arrived:
             self._wake()

@@ -34,11 +34,13 @@ class Arriving(NamedTuple):
         at: When it arrives, in microseconds from the start.
         hold: How long it will hold its slot, in microseconds.
         dag: The number of its Dag within its stream.
+        priority: Its own priority; ``None`` for that of its stream.
     """
 
     at: int
     hold: int
     dag: int
+    priority: int | None = None
 
 
 class Work(Protocol):
