@@ -58,7 +58,13 @@ dag_table = table(
     "dag", column("dag_id", String(250)), column("is_stale", Boolean()), column("bundle_version", String(200))
 )
 
-dag_run_table = table("dag_run", column("id", Integer()), column("run_id", String(250)))
+dag_run_table = table(
+    "dag_run",
+    column("id", Integer()),
+    column("dag_id", String(250)),
+    column("run_id", String(250)),
+    column("logical_date", UtcDateTime()),
+)
 
 job_table = table(
     "job",

@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import attrs
-from sqlalchemy import Connection, Select, TableClause, exists, func, or_, select, text
+from sqlalchemy import Connection, Select, TableClause, and_, exists, func, or_, select, text
 
 from callback_priority.core.classes import SCHEDULER_SCOPE, Level, ServiceClass
 from callback_priority.core.journal import Entry, from_json
@@ -30,6 +30,7 @@ from callback_priority.persistence.airflow_tables import (
     TASK_HOLDS_SLOTS,
     TASK_WAITS,
     callback_table,
+    dag_run_table,
     job_table,
     task_instance_history_table,
     task_instance_table,
@@ -64,6 +65,7 @@ ROWS_AT_A_TIME: Final = 2_000
 _ITEM = item_table.c
 _UNIT = unit_table.c
 _JOB = job_table.c
+_RUN = dag_run_table.c
 _CALLBACK = callback_table.c
 _JOURNAL = journal_table.c
 _FLOW = flow_table.c
@@ -77,6 +79,9 @@ class TaskTurn:
     Args:
         dag_id: Its Dag.
         task_id: Its task.
+        run_id: Its Dag run.
+        map_index: Which of a mapped task it is; -1 if it is of none.
+        logical_date: The logical date of its Dag run; ``None`` for a run without, or one that is gone.
         pool: Its pool.
         pool_slots: Slots of the pool that it takes.
         priority_weight: Its priority; the highest goes first.
@@ -90,6 +95,9 @@ class TaskTurn:
 
     dag_id: str
     task_id: str
+    run_id: str
+    map_index: int
+    logical_date: datetime | None
     pool: str
     pool_slots: int
     priority_weight: int
@@ -233,9 +241,12 @@ def task_turns(conn: Connection, *, since: datetime, until: datetime) -> Iterato
 
 def _turns(source: TableClause, since: datetime, until: datetime) -> Select[Any]:
     column = source.c
-    return select(
+    columns = select(
         column.dag_id,
         column.task_id,
+        column.run_id,
+        column.map_index,
+        _RUN.logical_date,
         column.state,
         column.pool,
         column.pool_slots,
@@ -245,7 +256,11 @@ def _turns(source: TableClause, since: datetime, until: datetime) -> Select[Any]
         column.start_date,
         column.end_date,
         column.queued_by_job_id,
-    ).where(
+    )
+    runs = source.join(
+        dag_run_table, and_(_RUN.dag_id == column.dag_id, _RUN.run_id == column.run_id), isouter=True
+    )
+    return columns.select_from(runs).where(
         column.scheduled_dttm < until,
         or_(column.end_date.is_(None), column.end_date >= since, column.queued_dttm >= since),
     )
@@ -261,6 +276,9 @@ def _turn(row: Any) -> TaskTurn | None:
     return TaskTurn(
         dag_id=row.dag_id,
         task_id=row.task_id,
+        run_id=row.run_id,
+        map_index=row.map_index,
+        logical_date=row.logical_date,
         pool=row.pool,
         pool_slots=row.pool_slots,
         priority_weight=row.priority_weight or 0,

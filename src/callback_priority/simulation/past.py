@@ -62,6 +62,7 @@ class Turn:
         ended: When its work ended; ``None`` if that is not known.
         released: When its scheduler knew that its slot was free; ``None`` if that is not known.
         scheduler: Which scheduler granted it; ``None`` if that is not known.
+        order: Of a task: what decides between equal priorities, the smallest first; of one waiting set, all of one form.
         again: Whether it was granted a slot before, in the same wait: when it first was is not known.
     """
 
@@ -75,6 +76,7 @@ class Turn:
     ended: int | None = None
     released: int | None = None
     scheduler: int | None = None
+    order: tuple[int | str, ...] = ()
     again: bool = False
 
     @property

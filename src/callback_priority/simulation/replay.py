@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Final
 
@@ -54,14 +54,14 @@ class Recorded:
 
 @attrs.frozen(kw_only=True)
 class Trace:
-    """Recorded work of one class, pool, width and priority: fills `callback_priority.simulation.scenario.Work`.
+    """Recorded work of one class, pool and width, of callbacks also one priority: fills `callback_priority.simulation.scenario.Work`.
 
     Args:
         name: What to call it.
         service_class: Its class.
         pool: The pool that it draws on.
         width: Pool slots that each takes.
-        priority: Its priority.
+        priority: Its priority; each task instance has one of its own.
         dags: How many Dags it comes from.
         all: All of it, in the order of its arrival.
     """
@@ -123,7 +123,7 @@ def rebuild(
     step = max(1, seconds_to_micros(loop_seconds))
     lead = max(seconds_to_micros(_LEAD_SECONDS), 2 * step)
     lead += -lead % step
-    work = _Work(lead - past.since)
+    work = _Work(past.turns)
     held = waited = 0
     for turn in sorted(past.turns, key=lambda turn: turn.since):
         if turn.since >= past.since:
@@ -199,12 +199,18 @@ class _Holds:
 
 
 class _Work:
-    """Arrivals, sorted into traces."""
+    """Arrivals, sorted into traces.
 
-    def __init__(self, offset: int) -> None:
-        self._offset = offset
+    Airflow's order among task instances is more than a priority and an age: it goes on with the Dag run's logical date and the
+    map index, and what is equal in these comes as the database has it, by Dag and run. So each gets a priority of its
+    own, which is its place in that order.
+    """
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
         self._arriving: defaultdict[tuple[ServiceClass, str, int, int], list[Arriving]] = defaultdict(list)
         self._dags: defaultdict[tuple[ServiceClass, str, int, int], dict[str, int]] = defaultdict(dict)
+        orders = {_order(turn) for turn in turns if turn.service_class is ServiceClass.TASK}
+        self._places = {order: -place for place, order in enumerate(sorted(orders))}
 
     @property
     def pools(self) -> set[str]:
@@ -213,9 +219,11 @@ class _Work:
 
     def add(self, turn: Turn, at: int, hold: int) -> None:
         """One arrives."""
-        key = (turn.service_class, turn.pool, turn.width, turn.priority)
+        is_task = turn.service_class is ServiceClass.TASK
+        key = (turn.service_class, turn.pool, turn.width, 0 if is_task else turn.priority)
         dag = self._dags[key].setdefault(turn.dag, len(self._dags[key]))
-        self._arriving[key].append(Arriving(at, max(1, hold), dag))
+        place = self._places[_order(turn)] if is_task else None
+        self._arriving[key].append(Arriving(at, max(1, hold), dag, place))
 
     def traces(self) -> tuple[Trace, ...]:
         """All of it."""
@@ -224,7 +232,7 @@ class _Work:
             cls, pool, width, priority = key
             found.append(
                 Trace(
-                    name=f"{cls} in {pool}, {width} wide, priority {priority}",
+                    name=f"{cls} in {pool}, width {width}, priority {priority}",
                     service_class=cls,
                     pool=pool,
                     width=width,
@@ -234,6 +242,10 @@ class _Work:
                 )
             )
         return tuple(found)
+
+
+def _order(turn: Turn) -> tuple[int | str, ...]:
+    return (-turn.priority, *turn.order)
 
 
 def _recorded(past: Past, freed: Freed, cls: ServiceClass) -> Recorded:
