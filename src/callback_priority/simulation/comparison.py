@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 TOLD_QUANTILES = (*QUANTILES, 1.0)
-DAGS_TOLD = 3
+DAGS_TOLD = 5
 """Of each class, so many Dags are told of: those that waited longest."""
 
 _START_METHOD = "spawn"
