@@ -31,7 +31,7 @@ from typing import Final
 
 import attrs
 
-from callback_priority.core.accounting import keep_in_range
+from callback_priority.core.accounting import flow_state, keep_in_range
 from callback_priority.core.classes import (
     CLASS_ORDER,
     SCHEDULER_FLOWS,
@@ -44,7 +44,6 @@ from callback_priority.core.fair_queue import FairQueue, Flow
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
 from callback_priority.core.pools import PoolPass, widest
-from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.snapshot import (
     Backlog,
     Candidate,
@@ -94,6 +93,9 @@ def decide(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
     >>> [f"{refusal.service_class}: {refusal.reason}" for refusal in decision.refusals]
     ['task: no_free_slot']
     """
+    sole = _of_one_backlog(snapshot, entitlements)
+    if sole is not None:
+        return sole
     terms = Terms(snapshot, entitlements)
     while True:
         this_pass = _Pass(terms)
@@ -102,6 +104,57 @@ def decide(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
         if again is None:
             return decision
         terms = again
+
+
+def _of_one_backlog(snapshot: Snapshot, entitlements: Entitlements) -> Decision | None:
+    """The decision where only one backlog of callbacks waits, and nothing but the free slots bounds it.
+
+    Such a pass has no turns to find, and with alerts that come one by one most passes are such. The decision is
+    what `_Pass` comes to, at a third of its cost; ``None`` wherever there may be more to a pass than this.
+    """
+    if len(snapshot.backlogs) != 1 or snapshot.answer is not None or snapshot.executor_slots:
+        return None
+    backlog, free = snapshot.backlogs[0], snapshot.free_slots
+    cls, pool, candidates = backlog.service_class, backlog.pool, backlog.candidates
+    slots = snapshot.pools.get(pool)
+    if slots is None or cls is _TASK or not candidates or free <= 0:
+        return None
+    if slots.open_slots is not None and slots.open_slots < free:
+        return None
+    if entitlements.quotas(_SCHEDULER, SCHEDULER_SCOPE) or entitlements.quotas(_POOL, pool):
+        return None
+    flows = snapshot.flows
+    clock = pool_clock = 0
+    for (level, scope, other), state in flows.items():
+        if state.eligible and (other is not cls or level is _POOL):
+            return None  # One that was eligible and waits no more.
+        if level is _SCHEDULER:
+            if state.clock > clock:  # noqa: PLR1730 - a call less for each flow
+                clock = state.clock
+        elif scope == pool and state.clock > pool_clock:
+            pool_clock = state.clock
+    granted = min(free, len(candidates))
+    key = SCHEDULER_FLOWS[cls]
+    state = flow_state(key, flows, clock, entitlements)
+    charge = state.estimate
+    flow = Flow()
+    changed = {}
+    flow.start(state, 0, clock, charge)
+    flow.charge(granted, 1)
+    waits = granted < len(candidates)
+    changed[key] = served(flow, granted, granted * charge, snapshot.now, eligible=waits)
+    state = flow_state(FlowKey(_POOL, pool, cls), flows, pool_clock, entitlements)
+    flow.start(state, 0, pool_clock, charge)
+    flow.charge(granted, 1)
+    changed[state.key] = served(flow, granted, granted * charge, snapshot.now, eligible=False)
+    return Decision(
+        grants=tuple([Grant(cls, pool, candidate) for candidate in candidates[:granted]]),
+        task_slots=0,
+        task_pool_slots={},
+        refusals=(Refusal(cls, pool, candidates[granted], Reason.NO_FREE_SLOT),) if waits else (),
+        flows=keep_in_range(flows, changed),
+        unused_slots=free - granted,
+    )
 
 
 class _Party(Flow):
@@ -247,13 +300,9 @@ class _Pass:
     def _hand_out(self) -> None:
         """Hand out the scheduler's free slots, one after another, within what the pools admit."""
         terms = self.terms
-        quota_of = terms.entitlements.quota
         unmet: dict[ServiceClass, int] = {}
         limits: dict[ServiceClass, int] = {}
-        for cls in CLASS_ORDER:
-            quota = quota_of(_SCHEDULER, SCHEDULER_SCOPE, cls)
-            if quota is NO_QUOTA:
-                continue
+        for cls, quota in terms.entitlements.quotas(_SCHEDULER, SCHEDULER_SCOPE).items():
             held = self.snapshot.held.get(cls, 0)
             unmet[cls] = max(0, quota.reserve_slots - held)
             if quota.limit_slots is not None:

@@ -41,6 +41,7 @@ INHERIT: Final = "inherit"
 
 _ONE: Final = Milliweight(MILLI)
 _MOST_DOUBLINGS: Final = 64
+_NO_QUOTAS: Final[Mapping[ServiceClass, Quota]] = MappingProxyType({})
 
 
 def _read_only_quotas(quotas: Mapping[ServiceClass, Quota]) -> Mapping[ServiceClass, Quota]:
@@ -318,6 +319,20 @@ class Settings:
         if share.quota.reserve_slots and not self.draws_on(service_class, scope):
             return Quota(limit_slots=share.quota.limit_slots)
         return share.quota
+
+    def quotas(self, level: Level, scope: str) -> Mapping[ServiceClass, Quota]:
+        """The quotas of a scope, by class; a class that is not there has none.
+
+        Args:
+            level: Pool or scheduler.
+            scope: The pool's name; not looked at for the scheduler.
+        """
+        if level is Level.SCHEDULER:
+            return self.slot_quotas
+        if not self.pool_quotas:
+            return _NO_QUOTAS
+        found = {cls: self.quota(level, scope, cls) for cls in CLASS_ORDER}
+        return {cls: quota for cls, quota in found.items() if quota is not NO_QUOTA}
 
     def weight(self, level: Level, scope: str, service_class: ServiceClass) -> Milliweight:
         """The class's weight in a scope: the pool's own where it has one, else the class's."""

@@ -17,6 +17,7 @@ from callback_priority.core.classes import ServiceClass
 from callback_priority.core.ranking import next_turn_us, rank_us
 from callback_priority.core.snapshot import Candidate
 from callback_priority.core.units import MICROSECONDS
+from callback_priority.errors import InternalError
 from callback_priority.policy.settings import Settings
 from callback_priority.simulation.scenario import Work
 
@@ -25,7 +26,7 @@ __all__ = ["Line", "Turns", "Waiting"]
 _TASK: Final = ServiceClass.TASK
 _TIERS: Final = 1 << 62
 """Further apart than any two times: a task's priority comes before its age."""
-_COMPACT_AT: Final = 4_096
+_COMPACT_AT: Final = 256
 
 _ANONYMOUS: dict[int, Candidate] = {}
 
@@ -158,6 +159,18 @@ class Line:
         """How wide those of the backlog without end are; nought if there is none."""
         return self._endless[0].width if self._endless else 0
 
+    def take_candidate(self, candidate: Candidate, now: int) -> Waiting:
+        """The one that the slot loop was shown as this candidate starts.
+
+        Args:
+            candidate: One of `candidates`.
+            now: The present.
+        """
+        place, entries, first = 0, self._entries, self._first
+        while entries[first + place].candidate is not candidate:
+            place += 1
+        return self.take(now, place)
+
     def take(self, now: int, place: int = 0) -> Waiting:
         """One of them starts.
 
@@ -168,7 +181,10 @@ class Line:
         at = self._first + place
         entries = self._entries
         if at >= len(entries):
-            assert self._endless is not None
+            if self._endless is None:
+                raise InternalError(
+                    f"{self.service_class} in {self.pool}: only {len(self)} wait, not {place + 1}"
+                )
             work, holds, dag = self._endless
             return Waiting(0, -1, now, next(holds), dag, work.width, work.priority, anonymous(work.width))
         if place:

@@ -12,15 +12,22 @@ What it leaves out: Airflow's limits on active tasks and Dag runs, executors of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import Final, NamedTuple
 
 import attrs
 
 from callback_priority.core.accounting import settle
-from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
+from callback_priority.core.classes import (
+    CLASS_ORDER,
+    SCHEDULER_FLOWS,
+    SCHEDULER_SCOPE,
+    FlowKey,
+    Level,
+    ServiceClass,
+)
 from callback_priority.core.flows import FlowState
 from callback_priority.core.ledger import Ledger, Settlement
 from callback_priority.core.slot_loop import decide
@@ -39,7 +46,6 @@ EXECUTOR: Final = "simulated"
 _TASK: Final = ServiceClass.TASK
 _NEVER: Final = 1 << 62
 _NOTHING: Final = Settlement(amounts={}, holds={})
-_FLOW: Final = {cls: FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls) for cls in CLASS_ORDER}
 
 Decider = Callable[[Snapshot, Entitlements], Decision]
 """What decides a pass: the production slot loop, or something to compare it with."""
@@ -146,13 +152,15 @@ class Simulation:
         self._turns = Turns(self._settings)
         self._lines: dict[tuple[ServiceClass, str], Line] = {}
         self._task_lines: dict[str, Line] = {}
+        self._wanting: list[Line] = []
+        self._emptied = False
+        self._contending = 0
         self._total = dict(scenario.pools)
         self._open = {pool: total for pool, total in scenario.pools.items() if total is not None}
         self._held_of: dict[str, dict[ServiceClass, int]] = {
             pool: dict.fromkeys(CLASS_ORDER, 0) for pool in scenario.pools
         }
         self._without_end = PoolSlots(open_slots=None)
-        self._waiting = 0
         self._number = 0
         flows: dict[FlowKey, FlowState] = {}
         self._replicas = [
@@ -175,8 +183,9 @@ class Simulation:
             if stream.endless:
                 holds = (each.hold for each in self._arrivals[at])
                 line.never_ends(stream, holds, self._dag_of[at])
-            else:
-                self._await_next(at)
+            elif (first := next(self._arrivals[at], None)) is not None and first.at < self._until:
+                heappush(self._coming, (first.at, at, first))
+        self._find_wanting()
         self._events: list[tuple[int, int, Crash | Settings | tuple[_Running, ...]]] = []
         for each in scenario.crashes:
             self._schedule(seconds_to_micros(each.at_seconds), each)
@@ -185,7 +194,7 @@ class Simulation:
 
     # The clock --------------------------------------------------------------------------------------------
 
-    def run(self, progress: Callable[[float], None] = lambda part: None) -> Meter:
+    def run(self, progress: Callable[[float], None] = lambda _part: None) -> Meter:
         """Run to the end.
 
         Args:
@@ -248,26 +257,25 @@ class Simulation:
                 self._task_lines[pool] = line
         return self._lines[key]
 
-    def _await_next(self, stream: int) -> None:
-        arriving = next(self._arrivals[stream], None)
-        if arriving is not None and arriving.at < self._until:
-            heappush(self._coming, (arriving.at, stream, arriving))
-
     def _arrive(self, now: int) -> None:
         coming = self._coming
+        if not coming or coming[0][0] > now:
+            return
         streams = self._scenario.streams
-        arrived = False
         while coming and coming[0][0] <= now:
-            at, number, arriving = heappop(coming)
+            at, number, arriving = coming[0]
+            then = next(self._arrivals[number], None)
+            if then is not None and then.at < self._until:
+                heapreplace(coming, (then.at, number, then))
+            else:
+                heappop(coming)
             stream = streams[number]
-            self._await_next(number)
+            cls = stream.service_class
+            self.meter.arrived[self.meter.place[cls]] += 1
             dag = self._dag_of[number] + arriving.dag
-            self.meter.arrived[self.meter.place[stream.service_class]] += 1
             priority = stream.priority if arriving.priority is None else arriving.priority
-            self._wait(at, stream.service_class, stream.pool, dag, at, arriving.hold, stream.width, priority)
-            arrived = True
-        if arrived:
-            self._wake()
+            self._wait(at, cls, stream.pool, dag, at, arriving.hold, stream.width, priority)
+        self._wake()
 
     def _wait(
         self, now: int, cls: ServiceClass, pool: str, dag: int, at: int, hold: int, width: int, priority: int
@@ -281,16 +289,25 @@ class Simulation:
             rank = self._turns.rank(dag, priority, at)
             candidate = Candidate(id=number, rank=rank)
         entry = Waiting(rank, number, at, hold, dag, width, priority, candidate)
-        self._lines[cls, pool].add(entry)
-        self._waiting += 1
+        line = self._lines[cls, pool]
+        is_first = not line.is_waiting
+        line.add(entry)
+        if is_first:
+            self._find_wanting()
         if self._watch is not None:
             self._watch.waits(now, cls, pool, entry)
+
+    def _find_wanting(self) -> None:
+        """Find the lines in which something waits, and the classes; to be called whenever one fills or empties."""
+        self._wanting = [line for line in self._lines.values() if line.is_waiting]
+        contending, place = 0, self.meter.place
+        for line in self._wanting:
+            contending |= 1 << place[line.service_class]
+        self._contending = contending if contending & (contending - 1) else 0
 
     def _wake(self) -> None:
         for each in self._replicas:
             each.stale = False
-            if each.at < 0:
-                each.at = 0
 
     # The loop ---------------------------------------------------------------------------------------------
 
@@ -298,19 +315,21 @@ class Simulation:
         """One loop of one scheduler; whether another of its loops could change something at once."""
         if now < replica.down_until:
             return True
-        meter = self.meter
-        meter.advance(now)
+        self.meter.advance(now)
         self._arrive(now)
-        if self._release(replica, now):
+        released = self._release(replica, now)
+        if released:
             self._wake()
         free = replica.slots - len(replica.ledger)
-        lines = [line for line in self._lines.values() if line.is_waiting]
-        granted = self._grant(replica, now, free, lines) if free > 0 and lines else 0
-        if self._waiting or granted:
-            self._contend()
-        else:
-            meter.contend(0)
-        return granted > 0
+        granted = 0
+        if free > 0 and self._wanting:
+            granted = self._grant(replica, now, free)
+        elif released:
+            # What ended, ended now: settled with the next grant, as the holds that they were.
+            replica.ledger.collect(now)
+        self.meter.contend(self._contending)
+        # With no slot left, or nothing waiting, a loop grants nothing before something ends or arrives.
+        return 0 < granted < free and bool(self._wanting)
 
     def _release(self, replica: _Replica, now: int) -> bool:
         running = replica.running
@@ -320,8 +339,6 @@ class Simulation:
             replica.ledger.release(done.number)
             self._leave(replica, done, now)
             released = True
-        if released:
-            replica.ledger.collect(now)
         return released
 
     def _leave(self, replica: _Replica, done: _Running, now: int) -> None:
@@ -334,7 +351,7 @@ class Simulation:
         if self._watch is not None:
             self._watch.ended(now, cls, done.pool, done.entry, done.number)
 
-    def _grant(self, replica: _Replica, now: int, free: int, lines: list[Line]) -> int:
+    def _grant(self, replica: _Replica, now: int, free: int) -> int:
         settlement = replica.ledger.collect(now)
         if self._treatment.accounting is Accounting.STARTS:
             settlement = _NOTHING
@@ -342,21 +359,18 @@ class Simulation:
         if settlement.amounts or settlement.holds:
             flows.update(settle(flows, settlement, self._settings, now))
         most = free + 1
+        pools: dict[str, PoolSlots] = {}
+        backlogs = []
+        for line in self._wanting:
+            pool = line.pool
+            if pool not in pools:
+                pools[pool] = self._pool(pool)
+            backlogs.append(
+                Backlog(service_class=line.service_class, pool=pool, candidates=line.candidates(most))
+            )
         snapshot = Snapshot(
-            now=now,
-            free_slots=free,
-            held=replica.held,
-            pools={line.pool: self._pool(line.pool) for line in lines},
-            backlogs=[
-                Backlog(service_class=line.service_class, pool=line.pool, candidates=line.candidates(most))
-                for line in lines
-            ],
-            flows=flows,
+            now=now, free_slots=free, held=replica.held, pools=pools, backlogs=backlogs, flows=flows
         )
-        charges = {
-            cls: flow.estimate if (flow := flows.get(key)) else self._settings.initial_estimate
-            for cls, key in _FLOW.items()
-        }
         decide = self._treatment.decide
         decision = decide(snapshot, self._settings)
         self.decisions += 1
@@ -365,30 +379,35 @@ class Simulation:
             found, answer = select(decision, self._task_lines, now, self._scenario.tasks_per_query)
             snapshot = attrs.evolve(snapshot, answer=answer)
             decision = decide(snapshot, self._settings)
+            charge = self._charge(flows, _TASK)
             for line, entry in found:
-                self._start(replica, line, entry, now, charges[_TASK])
+                self._start(replica, line, entry, now, charge)
             started = len(found)
-        flows.update(decision.flows)
         replica.ledger.settled()
+        charges: dict[ServiceClass, SlotMicros] = {}
         for cls, pool, candidate in decision.grants:
             if candidate.id is not None:
+                if cls not in charges:
+                    charges[cls] = self._charge(flows, cls)
                 line = self._lines[cls, pool]
-                entry = self._take(line, candidate, now)
+                entry = line.take_candidate(candidate, now)
                 self._turns.left(entry.dag, entry.priority)
                 self._start(replica, line, entry, now, charges[cls])
                 started += 1
+        if self._emptied:
+            self._emptied = False
+            self._find_wanting()
+        flows.update(decision.flows)
         if self._watch is not None:
             self._watch.decided(now, replica.number, snapshot, decision)
         if started:
             self._wake()
         return started
 
-    @staticmethod
-    def _take(line: Line, candidate: Candidate, now: int) -> Waiting:
-        place = 0
-        while (entry := line.peek(place)) is not None and entry.candidate is not candidate:
-            place += 1
-        return line.take(now, place)
+    def _charge(self, flows: Mapping[FlowKey, FlowState], service_class: ServiceClass) -> SlotMicros:
+        """What the slot loop charged for a grant of a class, given these flows."""
+        flow = flows.get(SCHEDULER_FLOWS[service_class])
+        return flow.estimate if flow else self._settings.initial_estimate
 
     def _pool(self, pool: str) -> PoolSlots:
         total = self._total.get(pool)
@@ -405,8 +424,9 @@ class Simulation:
             number = self._number
             self.meter.grant_endless(place)
         else:
-            self._waiting -= 1
             self.meter.granted(place, entry.at, now, entry.dag)
+            if not line.is_waiting:
+                self._emptied = True
         replica.ledger.grant(
             number,
             service_class=cls,
@@ -423,14 +443,6 @@ class Simulation:
         heappush(replica.running, _Running(now + entry.hold, number, place, pool, now, entry, charge))
         if self._watch is not None:
             self._watch.started(now, replica.number, cls, pool, entry, number)
-
-    def _contend(self) -> None:
-        waiting = 0
-        place = self.meter.place
-        for line in self._lines.values():
-            if line.is_waiting:
-                waiting |= 1 << place[line.service_class]
-        self.meter.contend(waiting if waiting & (waiting - 1) else 0)
 
     # What happens besides ---------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Final
 
 import attrs
 
@@ -24,6 +25,8 @@ from callback_priority.core.classes import ServiceClass
 from callback_priority.core.units import MILLI
 
 __all__ = ["Meter", "Pair"]
+
+_NEVER: Final = 1 << 62
 
 
 @attrs.define
@@ -81,6 +84,10 @@ class Meter:
         self.bin_length = max(1, -(-until // bins))
         self.binned = [[0] * bins for _ in self.classes]
         self.demand = [[0] * bins for _ in self.classes]
+        self._bin = 0
+        self._bin_end = min(self.bin_length, until)
+        self._at_bin = [0] * count
+        self._wanted = [0] * count
         self._warm_up = warm_up
         self._until = until
         self._last = 0
@@ -109,25 +116,17 @@ class Meter:
             hold: How long it was held, in microseconds.
         """
         self.held[place] -= 1
-        if hold > self.longest_hold[place]:
+        if hold > self.longest_hold[place]:  # noqa: PLR1730 - a call less for each hold
             self.longest_hold[place] = hold
 
     def advance(self, now: int) -> None:
         """Count the slot-time until now. To be called before anything changes."""
-        elapsed = now - self._last
-        if elapsed <= 0:
+        if now <= self._last:
             return
-        contended = self.contended_micros[self._contending] if self._contending else None
-        if contended is not None:
-            contended[-1] += elapsed
-        for place, held in enumerate(self.held):
-            if held:
-                amount = held * elapsed
-                self.slot_micros[place] += amount
-                if contended is not None:
-                    contended[place] += amount
-        self._bin(self._last, now)
-        self._last = now
+        while now >= self._bin_end:
+            self._count(self._bin_end)
+            self._close_bin()
+        self._count(now)
         if self._contending:
             self._compare()
 
@@ -166,18 +165,33 @@ class Meter:
                 pair.highest = ahead
             elif ahead < pair.lowest:
                 pair.lowest = ahead
-            if pair.highest - pair.lowest > pair.furthest:
-                # Between any two moments of the stretch, not from its beginning only.
-                pair.furthest = pair.highest - pair.lowest
+            # Between any two moments of the stretch, not from its beginning only.
+            pair.furthest = max(pair.furthest, pair.highest - pair.lowest)
 
-    def _bin(self, begin: int, end: int) -> None:
-        length = self.bin_length
-        while begin < end:
-            at = begin // length
-            upto = min(end, (at + 1) * length)
+    def _count(self, now: int) -> None:
+        elapsed = now - self._last
+        self._last = now
+        slot_micros, contending = self.slot_micros, self._contending
+        if not contending:
             for place, held in enumerate(self.held):
-                if held:
-                    self.binned[place][at] += held * (upto - begin)
-                if self._contending >> place & 1:
-                    self.demand[place][at] += upto - begin
-            begin = upto
+                slot_micros[place] += held * elapsed
+            return
+        contended = self.contended_micros[contending]
+        contended[-1] += elapsed
+        for place, held in enumerate(self.held):
+            amount = held * elapsed
+            slot_micros[place] += amount
+            contended[place] += amount
+            if contending >> place & 1:
+                self._wanted[place] += elapsed
+
+    def _close_bin(self) -> None:
+        """What was counted since the last bin ended belongs to this one; the last one ends with the simulation."""
+        for place, micros in enumerate(self.slot_micros):
+            self.binned[place][self._bin] = micros - self._at_bin[place]
+            self.demand[place][self._bin] = self._wanted[place]
+        self._at_bin = list(self.slot_micros)
+        self._wanted = [0] * len(self.classes)
+        self._bin += 1
+        at_end = self._bin_end >= self._until
+        self._bin_end = _NEVER if at_end else min(self._bin_end + self.bin_length, self._until)
