@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, event, inspect
-from sqlalchemy.engine import URL
+from sqlalchemy import Connection, create_engine, event, inspect
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from callback_priority.errors import CallbackPriorityError
@@ -31,6 +31,7 @@ __all__ = [
     "parallelism",
     "quiet",
     "reading",
+    "reading_from",
     "settings",
     "triggering_since",
 ]
@@ -118,13 +119,54 @@ def reading() -> Iterator[Connection]:
         CommandError: It cannot be reached, lacks the tables, or stops to answer.
     """
     with connected() as connection:
+        yield from _answering(connection)
+
+
+@contextlib.contextmanager
+def reading_from(address: str) -> Iterator[Connection]:
+    """A connection to a database that has the library's tables, without Airflow.
+
+    Args:
+        address: SQLAlchemy's URL of it, or the path of an SQLite file.
+
+    Raises:
+        CommandError: It cannot be reached, lacks the tables, or stops to answer.
+    """
+    try:
+        url = make_url(address if "://" in address else f"sqlite:///{address}")
+        if _missing_file(url):
+            raise CommandError(f"there is no such database: {database_name(url)}", "name one that is there")
+        engine = create_engine(url)
+    except (SQLAlchemyError, ImportError) as error:
+        raise CommandError(
+            f"--database is no URL that can be used: {first_line(error)}",
+            "give one such as postgresql+psycopg2://USER@HOST/NAME, or the path of an SQLite file",
+        ) from error
+    event.listen(engine, "do_connect", _be_impatient)
+    try:
+        try:
+            connection = engine.connect()
+        except SQLAlchemyError as error:
+            raise CommandError(
+                f"the database cannot be reached: {database_name(url)}: {first_line(error)}",
+                "check --database",
+            ) from error
+        with connection:
+            yield from _answering(connection)
+    finally:
+        engine.dispose()
+
+
+def _answering(connection: Connection) -> Iterator[Connection]:
+    try:
         missing = missing_tables(connection)
+        # A look at the tables begins a transaction; whoever reads may want to begin it in a certain way.
+        connection.rollback()
         if missing:
             raise CommandError(f"tables are missing: {', '.join(missing)}", MIGRATE)
-        try:
-            yield connection
-        except SQLAlchemyError as error:
-            raise CommandError(f"the database does not answer: {first_line(error)}", MIGRATE) from error
+        yield connection
+    except SQLAlchemyError as error:
+        raise CommandError(f"the database does not answer: {first_line(error)}", MIGRATE) from error
 
 
 def failed(command: str, error: CommandError) -> int:

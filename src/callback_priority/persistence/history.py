@@ -199,18 +199,19 @@ def read_only(conn: Connection) -> Iterator[Connection]:
 
 
 def span(conn: Connection) -> tuple[datetime, datetime] | None:
-    """The first and the last moment of which there is a record of work; ``None`` if there is none."""
+    """When the first of which there is a record began to wait, and when the last grant was; ``None`` if there was none."""
     task, past = task_instance_table.c, task_instance_history_table.c
-    columns = (
-        (task.scheduled_dttm, task.scheduled_dttm, task.queued_dttm, task.end_date),
-        (past.scheduled_dttm, past.scheduled_dttm, past.queued_dttm, past.end_date),
-        (_ITEM.enqueued_at, _ITEM.enqueued_at, _ITEM.granted_at, _ITEM.finished_at),
-    )
-    found: list[datetime] = []
-    for first, *others in columns:
-        statement = select(func.min(first), *(func.max(each) for each in others)).where(first.is_not(None))
-        found += [each for each in conn.execute(statement).one() if each is not None]
-    return (min(found), max(found)) if found else None
+    first: list[datetime] = []
+    last: list[datetime] = []
+    for since, granted in (
+        (task.scheduled_dttm, task.queued_dttm),
+        (past.scheduled_dttm, past.queued_dttm),
+        (_ITEM.enqueued_at, _ITEM.granted_at),
+    ):
+        began, ended = conn.execute(select(func.min(since), func.max(granted))).one()
+        first += [] if began is None else [began]
+        last += [] if ended is None else [ended]
+    return (min(first), max(last)) if first and last else None
 
 
 def task_turns(conn: Connection, *, since: datetime, until: datetime) -> Iterator[TaskTurn]:
