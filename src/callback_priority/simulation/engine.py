@@ -108,7 +108,7 @@ class _Replica:
         self.ledger = Ledger()
         self.running: list[_Running] = []
         self.held: dict[ServiceClass, int] = dict.fromkeys(CLASS_ORDER, 0)
-        self.stale = True
+        self.stale = False
         self.at = offset
         self.down_until = 0
 
