@@ -7,14 +7,16 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from time import perf_counter
 
-from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level
+from callback_priority.cli.comparison_text import comparison_text
+from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceClass
 from callback_priority.core.flows import FlowState
 from callback_priority.core.quotas import Quota
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Backlog, Candidate, PoolSlots, Snapshot
 from callback_priority.core.units import MICROSECONDS
 from callback_priority.policy.settings import PoolShare, Settings
-from callback_priority.simulation.contention import CONTENDERS, contend, render
+from callback_priority.simulation.comparison import TreatmentSummary, compare
+from callback_priority.simulation.library import named_scenario
 
 GRANTS = 10_000
 HEAP_SIZE = 200
@@ -105,20 +107,32 @@ def test_a_grant_hardly_costs_more_with_ten_times_the_flows(benchmark, claim):
     assert len(decision.grants) == GRANTS
 
 
+def wait_p95_seconds(found: TreatmentSummary) -> float:
+    wait = found.classes[ServiceClass.DEADLINE].wait_seconds[0.95]
+    assert wait is not None
+    return wait.mean
+
+
 def test_the_model_that_the_algorithm_was_chosen_by(benchmark, claim):
-    rows = benchmark.pedantic(
-        lambda: {each.name: contend(each) for each in CONTENDERS}, rounds=1, iterations=1
+    names = "contention", "contention-flood"
+    quiet, flood = benchmark.pedantic(
+        lambda: [
+            compare(each.scenario, each.treatments, seeds=range(5)) for each in map(named_scenario, names)
+        ],
+        rounds=1,
+        iterations=1,
     )
     print()
-    print(render(list(rows.values())))
-    first = rows["callbacks first"].wait_p95_seconds
-    fair, reserved = rows["fair by slot-time"], rows["fair by slot-time, 2 reserved"]
-    claim("model: callbacks' p95 wait, fair / callbacks first", fair.wait_p95_seconds / first, 1.4)
+    print(comparison_text(quiet), comparison_text(flood), sep="\n\n")
+    first = wait_p95_seconds(quiet["callbacks first"])
+    fair, reserved = "fair by slot-time", "fair, 2 slots reserved"
+    claim("model: callbacks' p95 wait, fair / callbacks first", wait_p95_seconds(quiet[fair]) / first, 1.4)
     claim(
         "model: callbacks' p95 wait, fair with 2 reserved / callbacks first",
-        reserved.wait_p95_seconds / first,
+        wait_p95_seconds(quiet[reserved]) / first,
         0.3,
     )
-    for row in (fair, reserved):
-        claim(f"model: tasks' share in the flood, {row.name}", row.flood_task_share, 0.57)
-        claim(f"model: what tasks lack of all in the flood, {row.name}", 1 - row.flood_task_share, 0.52)
+    for name in (fair, reserved):
+        share = flood[name].classes[ServiceClass.TASK].share.mean
+        claim(f"model: tasks' share in the flood, {name}", share, 0.57)
+        claim(f"model: what tasks lack of all in the flood, {name}", 1 - share, 0.52)

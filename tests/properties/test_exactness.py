@@ -141,8 +141,11 @@ from callback_priority.core.quotas import Quota
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Backlog, Candidate, PoolSlots, Snapshot
 from callback_priority.policy.settings import PoolShare, Settings
-from callback_priority.simulation.scheduler import simulate
-from callback_priority.simulation.workload import Stream, Workload
+from callback_priority.simulation.arrivals import Poisson
+from callback_priority.simulation.engine import Treatment
+from callback_priority.simulation.holds import Exponential
+from callback_priority.simulation.results import run
+from callback_priority.simulation.scenario import Scenario, Stream
 
 quota = {cls: PoolShare(quota=Quota(reserve_slots=1, limit_slots=3)) for cls in ServiceClass}
 settings = Settings(pool_quotas={"*": quota}, slot_quotas={ServiceClass.TASK: Quota(limit_slots=4)})
@@ -157,8 +160,11 @@ for now in range(20):
         executor_slots={"executor_0": 2, "executor_1": 3}), settings)
     flows.update(decision.flows)
     answers.append(repr(decision))
-streams = tuple(Stream(service_class=cls, mean_hold_seconds=3, rate_per_second=0.5) for cls in ServiceClass)
-answers.append(repr(simulate(Workload(streams=streams, seconds=300), settings, slots=6, seed=1)))
+streams = tuple(
+    Stream(name=cls, service_class=cls, holds=Exponential(mean_seconds=3), arrivals=Poisson(rate_per_second=0.5))
+    for cls in ServiceClass)
+scenario = Scenario(name="all", streams=streams, seconds=300, slots=6)
+answers.append(repr(run(scenario, Treatment(name="all", settings=settings), seed=1)))
 print(hashlib.sha256("".join(answers).encode()).hexdigest())
 """
 

@@ -406,7 +406,8 @@ def _settings(problems: Problems, path: str, options: Mapping[str, object], scen
         settings = load_settings(
             texts,
             pool_slots={DEFAULT_POOL: UNLIMITED_POOL, **scenario.pools},
-            parallelism=scenario.slots,
+            # What is wrong with the slots themselves is told already.
+            parallelism=None if any(each.key == "slots" for each in problems) else scenario.slots,
         )
     except ConfigurationError as error:
         problems += [attrs.evolve(each, key=f"{path}.{each.key}") for each in error.problems]
