@@ -183,7 +183,8 @@ class _Left:
 
 def _under(policy: Policy) -> Callable[[Snapshot, Entitlements], Decision]:
     def decide_under(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
-        assert isinstance(entitlements, Settings)
+        if not isinstance(entitlements, Settings):
+            raise TypeError(f"settings are wanted, not {type(entitlements).__name__}")
         return decide(snapshot, attrs.evolve(entitlements, policy=policy))
 
     return decide_under

@@ -20,8 +20,8 @@ ever fit is left waiting by each loop from a moment on.
 `Promise.RESERVE`
     What one loop starts beyond its class's reserve never takes from what the others lack of theirs.
 `Promise.CONSERVATION`
-    No loop leaves a slot empty that the first of a line could have had: within reserves and limits, what tasks keep, and a
-    pool that is drained, which it may be after ``wide_bypass_limit`` pool slots went past the first of the tasks.
+    No loop leaves a slot empty that the first of a line could have had: within reserves and limits, and apart from what tasks keep
+    where Airflow's cap on one selection stopped them, and from a pool that is drained, which it may be after ``wide_bypass_limit`` pool slots went past the first of the tasks.
 `Promise.ORDER`
     Within a class and a pool, a callback goes before another only if its *turn* may come first: the n-th of its Dag in a row counts as
     having come no sooner than n turn lengths after the first of that row, and each doubling of ``1 + priority`` is worth one
@@ -508,7 +508,11 @@ class _Judge:
                 others = sum(number for g, number in lack.items() if g is not cls)
                 if width > max(1, room - others) and self._passed[pool] >= self._settings.wide_bypass_limit:
                     drained.add(pool)
+        most = self._case.scenario.tasks_per_query
+        capped = most is not None and self._in_loop[_TASK] >= most
         for (cls, pool), width in waiting.items():
+            if capped and waiting.get((_TASK, pool)):
+                continue
             if not width or left - all_lacking + lacking.get(cls, 0) <= 0:
                 continue
             limit = self._limits[_SCHEDULER][cls]

@@ -21,7 +21,8 @@ __all__ = ["cases"]
 
 _TASK = ServiceClass.TASK
 _OTHER_POOL = "etl"
-_HOLDS_SECONDS = (2.0, 4.0, 10.0, 30.0)
+_HOLDS_SECONDS = (2.0, 4.0, 10.0, 20.0)
+_TASK_HOLDS_SECONDS = (20.0, 10.0, 20.0, 4.0)
 _WEIGHTS = tuple(Milliweight(each) for each in (MILLI, MILLI, 2 * MILLI, 3 * MILLI, MILLI // 2, 10 * MILLI))
 
 
@@ -31,9 +32,9 @@ def cases(draw: st.DrawFn) -> Case:
 
     What is generated can be configured: reserves leave something to everyone, and nothing is wider than it may ever be.
     """
-    schedulers = draw(st.sampled_from((1, 1, 2, 3)))
-    even = draw(st.sampled_from((None, None, None, *_HOLDS_SECONDS[:3])))
-    layout = draw(st.sampled_from(("endless", "endless", "endless", "bottleneck", "bottleneck", "both")))
+    schedulers = draw(st.sampled_from((1, 2, 3, 3)))
+    even = draw(st.sampled_from((None, None, 2.0, 4.0)))
+    layout = "endless" if even else draw(st.sampled_from(("endless", "endless", "bottleneck", "both")))
     slots = draw(st.integers(1, 3))
     pools: dict[str, int | None] = {DEFAULT_POOL: None, _OTHER_POOL: None}
     if layout == "bottleneck":
@@ -45,7 +46,7 @@ def cases(draw: st.DrawFn) -> Case:
     classes = [first, second, *draw(st.lists(st.sampled_from(CLASS_ORDER), max_size=2))]
     widest = 1 if even else min(3, pools[DEFAULT_POOL] or 3)
     streams = [_stream(draw, at, cls, even, widest) for at, cls in enumerate(classes)]
-    seconds = draw(st.sampled_from((60.0, 120.0, 240.0)))
+    seconds = draw(st.sampled_from((60.0, 60.0, 90.0)))
     scenario = Scenario(
         name="generated",
         seconds=seconds,
@@ -53,7 +54,7 @@ def cases(draw: st.DrawFn) -> Case:
         slots=slots,
         pools=pools,
         schedulers=schedulers,
-        tasks_per_query=draw(st.sampled_from((None, None, None, 1, 2))),
+        tasks_per_query=draw(st.sampled_from((None, None, None, None, 1, 2))),
         crashes=tuple(_crashes(draw, seconds, schedulers)),
     )
     limits = slots, pools[DEFAULT_POOL], widest
@@ -74,7 +75,7 @@ _TWO_CLASSES = st.sampled_from(
 
 def _stream(draw: st.DrawFn, number: int, cls: ServiceClass, even: float | None, widest: int) -> Stream:
     arrivals, batch = _arrivals(draw, cls)
-    seconds = even or draw(st.sampled_from(_HOLDS_SECONDS))
+    seconds = even or draw(st.sampled_from(_TASK_HOLDS_SECONDS if cls is _TASK else _HOLDS_SECONDS))
     holds: Holds = Fixed(seconds=seconds)
     if not even and draw(_RARELY):
         holds = Exponential(mean_seconds=seconds)
@@ -93,15 +94,17 @@ def _stream(draw: st.DrawFn, number: int, cls: ServiceClass, even: float | None,
 
 def _arrivals(draw: st.DrawFn, cls: ServiceClass) -> tuple[Arrivals | None, int]:
     """When it comes, and how many at once: mostly more than the slots can take."""
-    kind = draw(st.sampled_from(("storm", "storm", "storm", "regular", "random", "endless")))
+    kind = draw(st.sampled_from(("storm", "storm", "storm", "endless", "regular", "random")))
     if kind == "endless" and cls is _TASK:
         return None, 1
     if kind == "regular":
-        return Regular(every_seconds=draw(st.sampled_from((1.0, 3.0, 7.0)))), 1
+        return Regular(every_seconds=draw(st.sampled_from((2.0, 4.0, 10.0)))), 1
     if kind == "random":
-        return Poisson(rate_per_second=draw(st.sampled_from((0.2, 1.0)))), 1
+        return Poisson(rate_per_second=draw(st.sampled_from((0.2, 0.5)))), 1
     at = draw(st.sampled_from((0.0, 0.0, 5.0, 20.0)))
-    return Storms(at_seconds=(at, at + 30) if draw(_RARELY) else (at,)), draw(st.sampled_from((40, 20, 5, 1)))
+    return Storms(at_seconds=(at, at + 30) if draw(_RARELY) else (at,)), draw(
+        st.sampled_from((30, 30, 12, 4, 1))
+    )
 
 
 def _crashes(draw: st.DrawFn, seconds: float, schedulers: int) -> list[Crash]:
