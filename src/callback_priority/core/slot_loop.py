@@ -124,29 +124,36 @@ def _of_one_backlog(snapshot: Snapshot, entitlements: Entitlements) -> Decision 
     if entitlements.quotas(_SCHEDULER, SCHEDULER_SCOPE) or entitlements.quotas(_POOL, pool):
         return None
     flows = snapshot.flows
+    state: FlowState | None = None
+    pool_state: FlowState | None = None
     clock = pool_clock = 0
-    for (level, scope, other), state in flows.items():
-        if state.eligible and (other is not cls or level is _POOL):
+    for (level, scope, other), each in flows.items():
+        if each.eligible and (other is not cls or level is _POOL):
             return None  # One that was eligible and waits no more.
         if level is _SCHEDULER:
-            if state.clock > clock:  # noqa: PLR1730 - a call less for each flow
-                clock = state.clock
-        elif scope == pool and state.clock > pool_clock:
-            pool_clock = state.clock
+            if other is cls:
+                state = each
+            if each.clock > clock:  # noqa: PLR1730 - a call less for each flow
+                clock = each.clock
+        elif scope == pool:
+            if other is cls:
+                pool_state = each
+            if each.clock > pool_clock:  # noqa: PLR1730
+                pool_clock = each.clock
+    if state is None or state.weight != entitlements.weight(_SCHEDULER, SCHEDULER_SCOPE, cls):
+        state = flow_state(SCHEDULER_FLOWS[cls], flows, clock, entitlements)
+    if pool_state is None or pool_state.weight != entitlements.weight(_POOL, pool, cls):
+        pool_state = flow_state(FlowKey(_POOL, pool, cls), flows, pool_clock, entitlements)
     granted = min(free, len(candidates))
-    key = SCHEDULER_FLOWS[cls]
-    state = flow_state(key, flows, clock, entitlements)
+    waits = granted < len(candidates)
     charge = state.estimate
     flow = Flow()
-    changed = {}
     flow.start(state, 0, clock, charge)
     flow.charge(granted, 1)
-    waits = granted < len(candidates)
-    changed[key] = served(flow, granted, granted * charge, snapshot.now, eligible=waits)
-    state = flow_state(FlowKey(_POOL, pool, cls), flows, pool_clock, entitlements)
-    flow.start(state, 0, pool_clock, charge)
+    changed = {state.key: served(flow, granted, granted * charge, snapshot.now, eligible=waits)}
+    flow.start(pool_state, 0, pool_clock, charge)
     flow.charge(granted, 1)
-    changed[state.key] = served(flow, granted, granted * charge, snapshot.now, eligible=False)
+    changed[pool_state.key] = served(flow, granted, granted * charge, snapshot.now, eligible=False)
     return Decision(
         grants=tuple([Grant(cls, pool, candidate) for candidate in candidates[:granted]]),
         task_slots=0,

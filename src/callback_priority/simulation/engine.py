@@ -257,10 +257,10 @@ class Simulation:
                 self._task_lines[pool] = line
         return self._lines[key]
 
-    def _arrive(self, now: int) -> None:
+    def _arrive(self, now: int) -> bool:
         coming = self._coming
         if not coming or coming[0][0] > now:
-            return
+            return False
         streams = self._scenario.streams
         while coming and coming[0][0] <= now:
             at, number, arriving = coming[0]
@@ -275,7 +275,7 @@ class Simulation:
             dag = self._dag_of[number] + arriving.dag
             priority = stream.priority if arriving.priority is None else arriving.priority
             self._wait(at, cls, stream.pool, dag, at, arriving.hold, stream.width, priority)
-        self._wake()
+        return True
 
     def _wait(
         self, now: int, cls: ServiceClass, pool: str, dag: int, at: int, hold: int, width: int, priority: int
@@ -316,10 +316,8 @@ class Simulation:
         if now < replica.down_until:
             return True
         self.meter.advance(now)
-        self._arrive(now)
+        arrived = self._arrive(now)
         released = self._release(replica, now)
-        if released:
-            self._wake()
         free = replica.slots - len(replica.ledger)
         granted = 0
         if free > 0 and self._wanting:
@@ -327,7 +325,10 @@ class Simulation:
         elif released:
             # What ended, ended now: settled with the next grant, as the holds that they were.
             replica.ledger.collect(now)
-        self.meter.contend(self._contending)
+        if arrived or released or granted:
+            self._wake()
+        if self._contending != self.meter.contending:
+            self.meter.contend(self._contending)
         # With no slot left, or nothing waiting, a loop grants nothing before something ends or arrives.
         return 0 < granted < free and bool(self._wanting)
 
@@ -400,8 +401,6 @@ class Simulation:
         flows.update(decision.flows)
         if self._watch is not None:
             self._watch.decided(now, replica.number, snapshot, decision)
-        if started:
-            self._wake()
         return started
 
     def _charge(self, flows: Mapping[FlowKey, FlowState], service_class: ServiceClass) -> SlotMicros:

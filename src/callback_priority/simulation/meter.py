@@ -91,7 +91,7 @@ class Meter:
         self._warm_up = warm_up
         self._until = until
         self._last = 0
-        self._contending = 0
+        self.contending = 0
         self._weights = [weights[cls] / MILLI for cls in self.classes]
         self._pairs = [Pair(first=first, second=second) for first, second in combinations(range(count), 2)]
 
@@ -127,7 +127,7 @@ class Meter:
             self._count(self._bin_end)
             self._close_bin()
         self._count(now)
-        if self._contending:
+        if self.contending:
             self._compare()
 
     def contend(self, contending: int) -> None:
@@ -136,9 +136,9 @@ class Meter:
         Args:
             contending: A bit for each class, by its place; none of them if less than two wait.
         """
-        if contending == self._contending:
+        if contending == self.contending:
             return
-        self._contending = contending
+        self.contending = contending
         service = self._service()
         for pair in self._pairs:
             both = contending >> pair.first & 1 and contending >> pair.second & 1
@@ -171,7 +171,7 @@ class Meter:
     def _count(self, now: int) -> None:
         elapsed = now - self._last
         self._last = now
-        slot_micros, contending = self.slot_micros, self._contending
+        slot_micros, contending = self.slot_micros, self.contending
         if not contending:
             for place, held in enumerate(self.held):
                 slot_micros[place] += held * elapsed
