@@ -331,6 +331,10 @@ def _made_ready(
         there.assumptions.append(
             f"Each scheduler has {slots:,} slots, the most that one was seen to hold at once; give --slots if it had more."
         )
+    elif (most := most_held(past.turns)) > slots:
+        there.assumptions.append(
+            f"A scheduler was seen to hold {most:,} slots at once, not {slots:,}: parallelism was not always what it is now, or what --slots says."
+        )
     schedulers = arguments.schedulers
     if schedulers is None:
         schedulers = max(1, recollection.schedulers)
