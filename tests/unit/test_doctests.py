@@ -10,10 +10,11 @@ import pytest
 
 import callback_priority.core
 import callback_priority.policy
+import callback_priority.simulation
 
 PURE_MODULES = ["callback_priority.errors"] + [
     module.name
-    for package in (callback_priority.core, callback_priority.policy)
+    for package in (callback_priority.core, callback_priority.policy, callback_priority.simulation)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 ]
 
