@@ -297,7 +297,8 @@ class _Case:
                 most = {cls: self.most_of_pool(cls, pool) for cls in drawing}
                 shares = self._share(Level.POOL, pool, slots, drawing, most)
             for cls in drawing:
-                in_pools[cls] += shares.get(cls, float(UNLIMITED))
+                # A pool that is never short lets each take what it may, whatever the shares in it.
+                in_pools[cls] += shares[cls] if self._can_be_short(pool) else self.most_of_pool(cls, pool)
                 of_pools.append(self._guarantee(Level.POOL, pool, cls, 1, shares.get(cls)))
         most = {cls: self.most(cls) for cls in self.classes}
         shares = self._share(Level.SCHEDULER, SCHEDULER_SCOPE, self.all_slots, self.classes, most)
