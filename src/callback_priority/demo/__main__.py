@@ -24,7 +24,7 @@ from callback_priority.demo.summary import make_summary, table
 from callback_priority.demo.surroundings import Home
 from callback_priority.errors import CallbackPriorityError
 
-__all__ = ["main"]
+__all__ = ["keep_database", "main"]
 
 KEPT: Final = 0
 PROMISE_BROKEN: Final = 1
@@ -87,6 +87,7 @@ def _run(load: Load, home: Home, output: Path) -> int:
     for phase, mode, title in _PHASES:
         say(f"{title}: starting Airflow with [callback_priority] mode = {mode}")
         outcomes.append(run_phase(phase, mode, load, home, lambda line: say(f"  {line}")))
+        keep_database(home.database(phase), output / f"{phase}.db")
     return _report(load, promise, outcomes, home, output, time.monotonic() - began)
 
 
@@ -123,12 +124,20 @@ def _report(
     text = f"{table(summaries, promise.stretch_seconds)}\n\n{promise.text()}\n{verdict}\n"
     (output / "table.txt").write_text(text, encoding="utf-8")
     print(
-        f"\n{text}\nTable and picture: {output}/table.txt, {output}/comparison.png   ({seconds:.0f} s in all)",
+        f"\n{text}\nTable and picture: {output}/table.txt, {output}/comparison.png   ({seconds:.0f} s in all)\n"
+        f"What else settings would have done: callback-priority replay --database {output}/fair.db --slots {load.slots}",
         flush=True,
     )
     if broken:
         _keep_logs(home, output)
     return PROMISE_BROKEN if broken else KEPT
+
+
+def keep_database(database: Path, kept: Path) -> None:
+    """Keep a phase's metadata database, for `callback-priority replay`, as one file and without what is empty in it."""
+    kept.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("VACUUM INTO ?", (str(kept),))
 
 
 def _keep_logs(home: Home, output: Path) -> None:

@@ -136,7 +136,8 @@ class Home:
                 "workers": 1,
             },
             "api_auth": {"jwt_secret": self.jwt_secret},
-            "callback_priority": {"mode": mode},
+            # The journal tells `callback-priority replay` until when slots were held.
+            "callback_priority": {"mode": mode, "journal": True},
             "core": {
                 "dags_are_paused_at_creation": False,
                 "dags_folder": self.path / "dags",
