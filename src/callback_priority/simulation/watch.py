@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.snapshot import Decision, Snapshot
@@ -13,6 +13,7 @@ from callback_priority.simulation.scenario import Crash
 __all__ = ["Watcher"]
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Is told of everything that happens, in the order in which it happens. Times are microseconds from the start."""
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import attrs
 
+from callback_priority.core.snapshot import Decision, Entitlements, Snapshot
 from callback_priority.policy.settings import Settings
 from callback_priority.simulation.engine import Decider, Treatment
 from callback_priority.simulation.scenario import Scenario
 from callback_priority.simulation.watch import Watcher
 
-__all__ = ["Case", "treatment_of"]
+__all__ = ["Case", "Stateful", "treatment_of"]
+
+
+class Stateful(Protocol):
+    """A decider that remembers."""
+
+    def __call__(self, snapshot: Snapshot, entitlements: Entitlements) -> Decision:
+        """Decide a pass."""
+
+    def afresh(self) -> Decider:
+        """One like it that remembers nothing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +47,7 @@ def treatment_of(subject: Decider | Treatment, case: Case) -> tuple[Treatment, W
     """What is tried, under a case's settings.
 
     Args:
-        subject: What is tried. A decider that is a class is made anew for each case; if it is a `Watcher` too, it is told of
+        subject: What is tried. A decider that is `Stateful` is made anew for each case; one that is a `Watcher` too is told of
             everything that happens, for policies that want to know more than a snapshot tells.
         case: On what.
 
@@ -42,6 +56,8 @@ def treatment_of(subject: Decider | Treatment, case: Case) -> tuple[Treatment, W
     """
     treatment = subject if isinstance(subject, Treatment) else Treatment(name="subject", decide=subject)
     decide = treatment.decide
-    fresh: Decider = decide() if isinstance(decide, type) else decide
-    watcher: Watcher | None = fresh if hasattr(fresh, "waits") and hasattr(fresh, "decided") else None
-    return attrs.evolve(treatment, settings=case.settings, changes=case.changes, decide=fresh), watcher
+    afresh: Callable[[], Decider] | None = getattr(decide, "afresh", None)
+    if afresh is not None:
+        decide = afresh()
+    watcher = decide if isinstance(decide, Watcher) else None
+    return attrs.evolve(treatment, settings=case.settings, changes=case.changes, decide=decide), watcher

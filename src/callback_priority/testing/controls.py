@@ -60,6 +60,10 @@ class OldestFirst:
 
         return one_by_one(snapshot, entitlements, age)
 
+    def afresh(self) -> OldestFirst:
+        """See `Stateful`."""
+        return OldestFirst()
+
     def waits(self, now: int, service_class: ServiceClass, pool: str, entry: Waiting) -> None:
         """See `Watcher`."""
         self._waiting.setdefault((service_class, pool), {})[entry.number] = entry
@@ -193,7 +197,7 @@ def _under(policy: Policy) -> Callable[[Snapshot, Entitlements], Decision]:
 FAIR: Final = Treatment(name="fair")
 """No control: the library as it is."""
 
-FIFO: Final = Treatment(name="FIFO", decide=OldestFirst)
+FIFO: Final = Treatment(name="FIFO", decide=OldestFirst())
 """The oldest first, whatever its class: a flood of one class is ahead of everybody who comes after it."""
 
 CALLBACKS_FIRST: Final = Treatment(name="callbacks first", decide=_under(Policy.CALLBACKS_FIRST))

@@ -60,7 +60,7 @@ def cases(draw: st.DrawFn) -> Case:
     limits = slots, pools[DEFAULT_POOL], widest
     initial = even or draw(st.sampled_from((1.0, 10.0)))
     settings = _settings(draw, limits, initial)
-    changes = ()
+    changes: tuple[tuple[float, Settings], ...] = ()
     if draw(_RARELY):
         changes = ((draw(st.sampled_from((10.0, 31.0))), _settings(draw, limits, initial)),)
     return Case(scenario=scenario, settings=settings, changes=changes, seed=draw(st.integers(0, 3)))

@@ -1,0 +1,95 @@
+"""``python -m callback_priority.testing``: a long search for somebody who starves, under the library itself or a policy of your own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib import import_module
+
+from callback_priority.simulation.engine import Decider, Treatment
+from callback_priority.testing.controls import CONTROLS, FAIR
+from callback_priority.testing.search import search
+
+__all__ = ["main"]
+
+_BATCH = 1_000
+"""Hypothesis remembers what it has tried; in batches, that does not grow without end."""
+_KNOWN = {each.name.replace(" ", "-"): each for each in (FAIR, *CONTROLS)}
+
+
+def subject(name: str) -> Decider | Treatment:
+    """The policy of this name: one of the library's, or ``MODULE:ATTRIBUTE``.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        ValueError: There is no such policy.
+    """
+    if name in _KNOWN:
+        return _KNOWN[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"no policy is named {name!r}: one of {', '.join(_KNOWN)}, or MODULE:ATTRIBUTE")
+    found: Decider | Treatment = getattr(import_module(module), attribute)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Search until all examples are tried, the time is up, or somebody starves.
+
+    Args:
+        arguments: The command line; that of the process if left out.
+
+    Returns:
+        0 if nobody starved, 1 if somebody did.
+    """
+    parser = argparse.ArgumentParser(prog="python -m callback_priority.testing", description=__doc__)
+    parser.add_argument("--policy", default="fair", help=f"{', '.join(_KNOWN)}, or MODULE:ATTRIBUTE")
+    parser.add_argument("--examples", type=int, default=10_000, help="how many cases to try")
+    parser.add_argument("--seed", type=int, default=0, help="which random numbers")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after this time")
+    options = parser.parse_args(arguments)
+    begun = time.monotonic()
+    sizes = [_BATCH] * (options.examples // _BATCH) + [options.examples % _BATCH] * (
+        options.examples % _BATCH > 0
+    )
+    batches = [(options.seed * 1_000_003 + number, size) for number, size in enumerate(sizes)]
+    tried, found = 0, ""
+    with ProcessPoolExecutor(options.jobs) as pool:
+        try:
+            for examples, found in pool.map(partial(_batch, options.policy), batches):
+                tried += examples
+                _say(f"{tried} of {options.examples} examples, {time.monotonic() - begun:.0f} s", end="\r")
+                if found:
+                    break
+                if options.minutes is not None and time.monotonic() - begun > options.minutes * 60:
+                    break
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    seconds = time.monotonic() - begun
+    if found:
+        _say(f"{options.policy}: somebody starves, seen after {tried} examples, {seconds:.0f} s\n{found}")
+        return 1
+    _say(f"{options.policy}: nobody starves in {tried} examples, {seconds:.0f} s")
+    return 0
+
+
+def _batch(policy: str, batch: tuple[int, int]) -> tuple[int, str]:
+    """How many were tried, and what was found, in words: a process can hand those to another."""
+    seed, examples = batch
+    result = search(subject(policy), max_examples=examples, seed=seed)
+    return result.examples, str(result.starvation or "")
+
+
+def _say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
