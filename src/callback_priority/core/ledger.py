@@ -94,7 +94,7 @@ class Ledger:
         # less than to take it out.
         self._due: list[tuple[int, int, Hold]] = []
         self._overrunning: set[int] = set()
-        self._overrun_widths: Counter[FlowKey] = Counter()
+        self._overrun_widths: defaultdict[FlowKey, int] = defaultdict(int)
         self._released: list[Hold] = []
         self._amounts: defaultdict[FlowKey, int] = defaultdict(int)
         self._samples: defaultdict[FlowKey, list[SlotMicros]] = defaultdict(list)
@@ -174,27 +174,28 @@ class Ledger:
         Args:
             now: The present, in the clock of `grant`.
         """
-        if self._overrun_widths:
-            elapsed = max(0, now - self._collected_at)
+        amounts, released, due = self._amounts, self._released, self._due
+        if now > self._collected_at:
+            elapsed = now - self._collected_at
             for flow, width in self._overrun_widths.items():
-                self._amounts[flow] += width * elapsed
-        while self._released:
-            self._close(self._released[0], now)
-            del self._released[0]
-        if len(self._due) > 2 * len(self._holds) + _FEW:
-            self._due = [entry for entry in self._due if self._is_held(entry[2])]
-            heapify(self._due)
-        while self._due and self._due[0][0] < now:
-            due_at, sequence, hold = heappop(self._due)
+                amounts[flow] += width * elapsed
+            self._collected_at = now
+        while released:
+            self._close(released[0], now)
+            del released[0]
+        if len(due) > 2 * len(self._holds) + _FEW:
+            self._due = due = [entry for entry in due if self._is_held(entry[2])]
+            heapify(due)
+        while due and due[0][0] < now:
+            due_at, sequence, hold = heappop(due)
             if not self._is_held(hold):
                 continue
             self._overrunning.add(sequence)
             for flow, width in hold.flows():
-                self._amounts[flow] += width * (now - due_at)
+                amounts[flow] += width * (now - due_at)
                 self._overrun_widths[flow] += width
-        self._collected_at = max(now, self._collected_at)
         return Settlement(
-            amounts={flow: amount for flow, amount in self._amounts.items() if amount},
+            amounts={flow: amount for flow, amount in amounts.items() if amount},
             holds={flow: tuple(samples) for flow, samples in self._samples.items()},
         )
 
@@ -211,12 +212,12 @@ class Ledger:
         overrun = hold.sequence in self._overrunning
         self._overrunning.discard(hold.sequence)
         for flow, width in hold.flows():
-            if overrun:
-                self._overrun_widths[flow] -= width
-                if not self._overrun_widths[flow]:
-                    del self._overrun_widths[flow]
-            else:
+            if not overrun:
                 self._amounts[flow] += width * (real - hold.charge)
+            elif self._overrun_widths[flow] == width:
+                del self._overrun_widths[flow]
+            else:
+                self._overrun_widths[flow] -= width
             self._samples[flow].append(real)
 
     def check_invariants(self) -> None:

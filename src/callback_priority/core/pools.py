@@ -22,6 +22,7 @@ from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceC
 from callback_priority.core.fair_queue import FairQueue
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
+from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.snapshot import PoolSlots, Reason
 
 __all__ = ["PoolPass", "widest"]
@@ -91,9 +92,12 @@ class PoolPass:
             line.reason = reason
 
     def _read_quotas(self, slots: PoolSlots) -> None:
-        pool = self._pool
+        quota_of, pool = self._terms.entitlements.quota, self._pool
         limits: dict[ServiceClass, int] = {}
-        for cls, quota in self._terms.entitlements.quotas(_POOL, pool).items():
+        for cls in CLASS_ORDER:
+            quota = quota_of(_POOL, pool, cls)
+            if quota is NO_QUOTA:
+                continue
             held = slots.held.get(cls, 0)
             if quota.reserve_slots > held:
                 self._reserved[cls] = quota.reserve_slots - held

@@ -44,6 +44,7 @@ from callback_priority.core.fair_queue import FairQueue, Flow
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
 from callback_priority.core.pools import PoolPass, widest
+from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.snapshot import (
     Backlog,
     Candidate,
@@ -121,25 +122,29 @@ def _of_one_backlog(snapshot: Snapshot, entitlements: Entitlements) -> Decision 
         return None
     if slots.open_slots is not None and slots.open_slots < free:
         return None
-    if entitlements.quotas(_SCHEDULER, SCHEDULER_SCOPE) or entitlements.quotas(_POOL, pool):
-        return None
+    quota_of = entitlements.quota
+    for each in CLASS_ORDER:
+        if quota_of(_SCHEDULER, SCHEDULER_SCOPE, each) is not NO_QUOTA:
+            return None
+        if quota_of(_POOL, pool, each) is not NO_QUOTA:
+            return None
     flows = snapshot.flows
     state: FlowState | None = None
     pool_state: FlowState | None = None
     clock = pool_clock = 0
-    for (level, scope, other), each in flows.items():
-        if each.eligible and (other is not cls or level is _POOL):
+    for (level, scope, other), past in flows.items():
+        if past.eligible and (other is not cls or level is _POOL):
             return None  # One that was eligible and waits no more.
         if level is _SCHEDULER:
             if other is cls:
-                state = each
-            if each.clock > clock:  # noqa: PLR1730 - a call less for each flow
-                clock = each.clock
+                state = past
+            if past.clock > clock:  # noqa: PLR1730 - a call less for each flow
+                clock = past.clock
         elif scope == pool:
             if other is cls:
-                pool_state = each
-            if each.clock > pool_clock:  # noqa: PLR1730
-                pool_clock = each.clock
+                pool_state = past
+            if past.clock > pool_clock:  # noqa: PLR1730
+                pool_clock = past.clock
     if state is None or state.weight != entitlements.weight(_SCHEDULER, SCHEDULER_SCOPE, cls):
         state = flow_state(SCHEDULER_FLOWS[cls], flows, clock, entitlements)
     if pool_state is None or pool_state.weight != entitlements.weight(_POOL, pool, cls):
@@ -307,9 +312,13 @@ class _Pass:
     def _hand_out(self) -> None:
         """Hand out the scheduler's free slots, one after another, within what the pools admit."""
         terms = self.terms
+        quota_of = terms.entitlements.quota
         unmet: dict[ServiceClass, int] = {}
         limits: dict[ServiceClass, int] = {}
-        for cls, quota in terms.entitlements.quotas(_SCHEDULER, SCHEDULER_SCOPE).items():
+        for cls in CLASS_ORDER:
+            quota = quota_of(_SCHEDULER, SCHEDULER_SCOPE, cls)
+            if quota is NO_QUOTA:
+                continue
             held = self.snapshot.held.get(cls, 0)
             unmet[cls] = max(0, quota.reserve_slots - held)
             if quota.limit_slots is not None:

@@ -46,9 +46,6 @@ class Entitlements(Protocol):
     def quota(self, level: Level, scope: str, service_class: ServiceClass) -> Quota:
         """Reserve and limit of a class in a scope."""
 
-    def quotas(self, level: Level, scope: str) -> Mapping[ServiceClass, Quota]:
-        """What `quota` says of each class that has one in a scope; most scopes have none, and are asked in each pass."""
-
     def weight(self, level: Level, scope: str, service_class: ServiceClass) -> Milliweight:
         """Weight of a class in a scope."""
 

@@ -41,7 +41,9 @@ INHERIT: Final = "inherit"
 
 _ONE: Final = Milliweight(MILLI)
 _MOST_DOUBLINGS: Final = 64
-_NO_QUOTAS: Final[Mapping[ServiceClass, Quota]] = MappingProxyType({})
+# Members by themselves: up to Python 3.11, finding one in its enumeration is a call, and these are asked in each pass.
+_POOL: Final = Level.POOL
+_SCHEDULER: Final = Level.SCHEDULER
 
 
 def _read_only_quotas(quotas: Mapping[ServiceClass, Quota]) -> Mapping[ServiceClass, Quota]:
@@ -311,7 +313,7 @@ class Settings:
             scope: The pool's name; not looked at for the scheduler.
             service_class: Whose.
         """
-        if level is Level.SCHEDULER:
+        if level is _SCHEDULER:
             return self.slot_quotas.get(service_class, NO_QUOTA)
         share = self._share(scope, service_class) if self.pool_quotas else None
         if share is None:
@@ -320,23 +322,9 @@ class Settings:
             return Quota(limit_slots=share.quota.limit_slots)
         return share.quota
 
-    def quotas(self, level: Level, scope: str) -> Mapping[ServiceClass, Quota]:
-        """The quotas of a scope, by class; a class that is not there has none.
-
-        Args:
-            level: Pool or scheduler.
-            scope: The pool's name; not looked at for the scheduler.
-        """
-        if level is Level.SCHEDULER:
-            return self.slot_quotas
-        if not self.pool_quotas:
-            return _NO_QUOTAS
-        found = {cls: self.quota(level, scope, cls) for cls in CLASS_ORDER}
-        return {cls: quota for cls, quota in found.items() if quota is not NO_QUOTA}
-
     def weight(self, level: Level, scope: str, service_class: ServiceClass) -> Milliweight:
         """The class's weight in a scope: the pool's own where it has one, else the class's."""
-        if self.pool_quotas and level is Level.POOL:
+        if self.pool_quotas and level is _POOL:
             share = self._share(scope, service_class)
             if share is not None and share.weight is not None:
                 return share.weight

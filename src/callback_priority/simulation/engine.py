@@ -172,6 +172,7 @@ class Simulation:
             )
             for number in range(scenario.schedulers)
         ]
+        self._are_several = scenario.schedulers > 1
         self._dag_of: list[int] = []
         self.dags = 0
         self._coming: list[tuple[int, int, Arriving]] = []
@@ -318,14 +319,14 @@ class Simulation:
         self.meter.advance(now)
         arrived = self._arrive(now)
         released = self._release(replica, now)
-        free = replica.slots - len(replica.ledger)
+        free = replica.slots - len(replica.running)
         granted = 0
         if free > 0 and self._wanting:
             granted = self._grant(replica, now, free)
         elif released:
             # What ended, ended now: settled with the next grant, as the holds that they were.
             replica.ledger.collect(now)
-        if arrived or released or granted:
+        if self._are_several and (arrived or released or granted):
             self._wake()
         if self._contending != self.meter.contending:
             self.meter.contend(self._contending)
