@@ -52,7 +52,7 @@ def test_an_interval_that_makes_no_sense_is_wrong_usage(seconds, capsys):
     assert "is not a number of seconds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["doctor", "status", "list", "show"])
+@pytest.mark.parametrize("command", ["doctor", "status", "list", "show", "simulate"])
 def test_each_command_explains_itself(command, capsys):
     assert main([command, "--help"]) == 0
     assert "Exit status:" in capsys.readouterr().out
