@@ -59,5 +59,6 @@ def treatment_of(subject: Decider | Treatment, case: Case) -> tuple[Treatment, W
     afresh: Callable[[], Decider] | None = getattr(decide, "afresh", None)
     if afresh is not None:
         decide = afresh()
-    watcher = decide if isinstance(decide, Watcher) else None
+    who_decides: object = decide
+    watcher = who_decides if isinstance(who_decides, Watcher) else None
     return attrs.evolve(treatment, settings=case.settings, changes=case.changes, decide=decide), watcher
