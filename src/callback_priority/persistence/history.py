@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import attrs
-from sqlalchemy import Connection, Select, TableClause, and_, exists, func, or_, select, text
+from sqlalchemy import Connection, Select, TableClause, and_, exists, func, inspect, or_, select, text
 
 from callback_priority.core.classes import SCHEDULER_SCOPE, Level, ServiceClass
 from callback_priority.core.journal import Entry, from_json
@@ -226,27 +226,34 @@ def task_turns(conn: Connection, *, since: datetime, until: datetime) -> Iterato
         until: What began to wait then or later is left out.
     """
     now, past = task_instance_table, task_instance_history_table
+    index = _index_name(conn)
     told = exists().where(
         now.c.dag_id == past.c.dag_id,
         now.c.run_id == past.c.run_id,
         now.c.task_id == past.c.task_id,
-        now.c.map_index == past.c.map_index,
+        now.c[index] == past.c[index],
         now.c.queued_dttm == past.c.queued_dttm,
     )
-    for statement in (_turns(now, since, until), _turns(past, since, until).where(~told)):
+    for statement in (_turns(now, index, since, until), _turns(past, index, since, until).where(~told)):
         for row in _stream(conn, statement):
             turn = _turn(row)
             if turn is not None and _is_within(turn, since):
                 yield turn
 
 
-def _turns(source: TableClause, since: datetime, until: datetime) -> Select[Any]:
+def _index_name(conn: Connection) -> str:
+    """What this version of Airflow calls the map index."""
+    names = {each["name"] for each in inspect(conn).get_columns(task_instance_table.name)}
+    return "map_index" if "map_index" in names else "region_index"
+
+
+def _turns(source: TableClause, index: str, since: datetime, until: datetime) -> Select[Any]:
     column = source.c
     columns = select(
         column.dag_id,
         column.task_id,
         column.run_id,
-        column.map_index,
+        column[index].label("map_index"),
         _RUN.logical_date,
         column.state,
         column.pool,
