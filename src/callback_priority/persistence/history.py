@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import attrs
-from sqlalchemy import Connection, Select, TableClause, and_, exists, func, inspect, or_, select, text
+from sqlalchemy import Connection, Select, TableClause, and_, exists, func, literal_column, or_, select, text
 
 from callback_priority.core.classes import SCHEDULER_SCOPE, Level, ServiceClass
 from callback_priority.core.journal import Entry, from_json
@@ -243,7 +243,7 @@ def task_turns(conn: Connection, *, since: datetime, until: datetime) -> Iterato
 
 def _index_name(conn: Connection) -> str:
     """What this version of Airflow calls the map index."""
-    names = {each["name"] for each in inspect(conn).get_columns(task_instance_table.name)}
+    names = conn.execute(select(literal_column("*")).select_from(task_instance_table).limit(0)).keys()
     return "map_index" if "map_index" in names else "region_index"
 
 
