@@ -136,11 +136,12 @@ def settle(
         The flows that changed. Settlement may move a tag behind the clock, never the clock.
     """
     amounts, holds = settlement.amounts, settlement.holds
+    weight_of = entitlements.weight
     times: Mapping[Scope, int] | None = None
     changed: dict[FlowKey, FlowState] = {}
     for key in sorted(amounts.keys() | holds.keys()):
         state = flows.get(key)
-        if state is None or state.weight != entitlements.weight(*key):
+        if state is None or state.weight != weight_of(*key):
             # No other flow has a use for the clocks, and to find them means to look at every flow there is.
             if times is None:
                 times = clocks(flows.values())

@@ -208,9 +208,10 @@ class Ledger:
         return self._holds.get(hold.key) is hold
 
     def _close(self, hold: Hold, now: int) -> None:
-        real = SlotMicros(max(0, now - hold.granted_at))
+        real = SlotMicros(now - hold.granted_at if now > hold.granted_at else 0)
         overrun = hold.sequence in self._overrunning
-        self._overrunning.discard(hold.sequence)
+        if overrun:
+            self._overrunning.discard(hold.sequence)
         for flow, width in hold.flows():
             if not overrun:
                 self._amounts[flow] += width * (real - hold.charge)

@@ -13,7 +13,7 @@ from callback_priority.core.flows import FlowState, make_state
 from callback_priority.core.policies import Policy
 from callback_priority.core.snapshot import Candidate, Entitlements, Reason, Snapshot
 
-__all__ = ["UNLIMITED", "Line", "Terms", "served"]
+__all__ = ["UNLIMITED", "Line", "Terms", "ineligible", "served"]
 
 UNLIMITED: Final = 1 << 62
 """More slots than there are."""
@@ -203,4 +203,22 @@ def served(
         recent(state, charge, now) if charge else state.recent,
         now if charge and now > recent_at else recent_at,
         state.granted + granted,
+    )
+
+
+def ineligible(state: FlowState) -> FlowState:
+    """A flow that has no head that fits any more, otherwise as it was. See `served`."""
+    return make_state(
+        state.key,
+        state.weight,
+        state.estimate,
+        state.tag,
+        state.remainder,
+        state.clock,
+        False,
+        state.bypassed,
+        state.service,
+        state.recent,
+        state.recent_at,
+        state.granted,
     )

@@ -29,8 +29,6 @@ from heapq import heapify, heappop, heapreplace
 from operator import attrgetter
 from typing import Final
 
-import attrs
-
 from callback_priority.core.accounting import flow_state, keep_in_range
 from callback_priority.core.classes import (
     CLASS_ORDER,
@@ -42,7 +40,7 @@ from callback_priority.core.classes import (
 )
 from callback_priority.core.fair_queue import FairQueue, Flow
 from callback_priority.core.flows import FlowState
-from callback_priority.core.lines import UNLIMITED, Line, Terms, served
+from callback_priority.core.lines import UNLIMITED, Line, Terms, ineligible, served
 from callback_priority.core.pools import PoolPass, widest
 from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.snapshot import (
@@ -411,7 +409,7 @@ class _Pass:
             return
         if key.service_class is _TASK and self.answer is not None and self.answer.waiting:
             return
-        self.changed[key] = attrs.evolve(state, eligible=False)
+        self.changed[key] = ineligible(state)
 
     def _forget_who_left(self) -> None:
         """A flow of a pool with open slots that nobody waits for any more is not eligible any more."""

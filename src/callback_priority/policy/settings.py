@@ -315,7 +315,9 @@ class Settings:
         """
         if level is _SCHEDULER:
             return self.slot_quotas.get(service_class, NO_QUOTA)
-        share = self._share(scope, service_class) if self.pool_quotas else None
+        if not self.pool_quotas:
+            return NO_QUOTA
+        share = self._share(scope, service_class)
         if share is None:
             return NO_QUOTA
         if share.quota.reserve_slots and not self.draws_on(service_class, scope):

@@ -153,7 +153,7 @@ class Simulation:
         self._lines: dict[tuple[ServiceClass, str], Line] = {}
         self._task_lines: dict[str, Line] = {}
         self._wanting: list[Line] = []
-        self._emptied = False
+        self._wanting_changed = False
         self._contending = 0
         self._total = dict(scenario.pools)
         self._open = {pool: total for pool, total in scenario.pools.items() if total is not None}
@@ -238,8 +238,8 @@ class Simulation:
             return replica.at
         coming = self._coming[0][0] if self._coming else _NEVER
         for each in self._replicas:
-            if each.running and each.running[0].until < coming:
-                coming = each.running[0].until
+            if each.running and each.running[0][0] < coming:
+                coming = each.running[0][0]
         if self._events and self._events[0][0] < coming:
             coming = self._events[0][0]
         if coming < replica.at:
@@ -291,15 +291,15 @@ class Simulation:
             candidate = Candidate(id=number, rank=rank)
         entry = Waiting(rank, number, at, hold, dag, width, priority, candidate)
         line = self._lines[cls, pool]
-        is_first = not line.is_waiting
+        if not line.is_waiting:
+            self._wanting_changed = True
         line.add(entry)
-        if is_first:
-            self._find_wanting()
         if self._watch is not None:
             self._watch.waits(now, cls, pool, entry)
 
     def _find_wanting(self) -> None:
-        """Find the lines in which something waits, and the classes; to be called whenever one fills or empties."""
+        """Find the lines in which something waits, and the classes; needed after one has filled or emptied."""
+        self._wanting_changed = False
         self._wanting = [line for line in self._lines.values() if line.is_waiting]
         contending, place = 0, self.meter.place
         for line in self._wanting:
@@ -315,10 +315,14 @@ class Simulation:
     def _loop(self, replica: _Replica, now: int) -> bool:
         """One loop of one scheduler; whether another of its loops could change something at once."""
         if now < replica.down_until:
+            if not self._step:
+                replica.at = replica.down_until
             return True
         self.meter.advance(now)
         arrived = self._arrive(now)
         released = self._release(replica, now)
+        if self._wanting_changed:
+            self._find_wanting()
         free = replica.slots - len(replica.running)
         granted = 0
         if free > 0 and self._wanting:
@@ -326,6 +330,8 @@ class Simulation:
         elif released:
             # What ended, ended now: settled with the next grant, as the holds that they were.
             replica.ledger.collect(now)
+        if self._wanting_changed:
+            self._find_wanting()
         if self._are_several and (arrived or released or granted):
             self._wake()
         if self._contending != self.meter.contending:
@@ -396,9 +402,6 @@ class Simulation:
                 self._turns.left(entry.dag, entry.priority)
                 self._start(replica, line, entry, now, charges[cls])
                 started += 1
-        if self._emptied:
-            self._emptied = False
-            self._find_wanting()
         flows.update(decision.flows)
         if self._watch is not None:
             self._watch.decided(now, replica.number, snapshot, decision)
@@ -426,7 +429,7 @@ class Simulation:
         else:
             self.meter.granted(place, entry.at, now, entry.dag)
             if not line.is_waiting:
-                self._emptied = True
+                self._wanting_changed = True
         replica.ledger.grant(
             number,
             service_class=cls,

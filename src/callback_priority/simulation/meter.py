@@ -121,14 +121,15 @@ class Meter:
 
     def advance(self, now: int) -> None:
         """Count the slot-time until now. To be called before anything changes."""
-        if now <= self._last:
+        elapsed = now - self._last
+        if elapsed <= 0:
             return
-        while now >= self._bin_end:
-            self._count(self._bin_end)
-            self._close_bin()
-        self._count(now)
-        if self.contending:
-            self._compare()
+        if now >= self._bin_end or self.contending:
+            self._advance_in_bins(now)
+            return
+        self._last = now
+        for place, held in enumerate(self.held):
+            self.slot_micros[place] += held * elapsed
 
     def contend(self, contending: int) -> None:
         """Who is left waiting after a loop.
@@ -167,6 +168,14 @@ class Meter:
                 pair.lowest = ahead
             # Between any two moments of the stretch, not from its beginning only.
             pair.furthest = max(pair.furthest, pair.highest - pair.lowest)
+
+    def _advance_in_bins(self, now: int) -> None:
+        while now >= self._bin_end:
+            self._count(self._bin_end)
+            self._close_bin()
+        self._count(now)
+        if self.contending:
+            self._compare()
 
     def _count(self, now: int) -> None:
         elapsed = now - self._last
