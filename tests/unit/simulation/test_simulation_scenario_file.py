@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.policies import Policy
@@ -243,6 +246,41 @@ def test_what_is_wrong_is_told_with_its_place_and_a_remedy(changes, key, says):
     found = problems(small(**changes))
     assert key in found, found
     assert says in found[key]
+
+
+SCRAPS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["endless", "task", "deadline", "fixed", "fair"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.sampled_from(["kind", "seconds", "a"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+def test_whatever_stands_in_a_file_is_read_or_refused_with_its_problems(data):
+    document = copy.deepcopy(scenario_file.tomllib.loads(EVERYTHING))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = document
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = data.draw(st.sampled_from(keys))
+            if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+                break
+            place = place[key]
+        place[key] = data.draw(SCRAPS)
+    found = ()
+    try:
+        parse_scenario(document, "mine")
+    except ConfigurationError as error:
+        found = error.problems
+    assert all(each.key and each.remedy for each in found)
 
 
 def test_all_problems_are_told_at_once():
