@@ -52,20 +52,22 @@ def from_micros(micros: int) -> datetime:
 
 
 def recollect(conn: Connection, *, since: datetime, until: datetime) -> Recollection:
-    """Read what happened between two moments; nothing is written.
+    """Read what happened between two moments, and for as long before; nothing is written.
 
     Args:
         conn: Connection to a metadata database.
         since: The beginning.
         until: The end.
     """
+    known_from = since - (until - since)
     counts: Counter[str] = Counter()
     # Null comes first or last, as each database has it.
     without_date = 2 if conn.dialect.name == "postgresql" else 0
     turns = [
-        _of_task(each, without_date, counts) for each in history.task_turns(conn, since=since, until=until)
+        _of_task(each, without_date, counts)
+        for each in history.task_turns(conn, since=known_from, until=until)
     ]
-    for callback in history.callback_turns(conn, since=since, until=until):
+    for callback in history.callback_turns(conn, since=known_from, until=until):
         turn = _of_callback(callback, counts)
         if turn is not None:
             turns.append(turn)
@@ -73,10 +75,11 @@ def recollect(conn: Connection, *, since: datetime, until: datetime) -> Recollec
     jobs = history.scheduler_jobs(conn, since=since, until=until)
     # What was granted before the stretch is settled in it, so the journal is read from the first grant on.
     granted = [turn.granted for turn in turns if turn.granted is not None]
-    journal_since = min([since, *(from_micros(each) for each in granted)])
+    journal_since = min([known_from, *(from_micros(each) for each in granted)])
     return Recollection(
         past=Past(
             since=to_micros(since),
+            known_from=to_micros(known_from),
             until=to_micros(until),
             turns=turns,
             passes=[

@@ -213,6 +213,9 @@ def run(arguments: argparse.Namespace) -> int:
         return failed("replay", error)
     except ConfigurationError as error:
         print(f"callback-priority replay: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; `main` sees to it.
+        raise
     except OSError as error:
         print(f"callback-priority replay: {error.strerror or error}: {error.filename}", file=sys.stderr)
     return FAILED
@@ -309,9 +312,9 @@ def _recollect(conn: Connection, arguments: argparse.Namespace) -> Recollection:
                 f"the history is from {spans[0]:%Y-%m-%d %H:%M:%S} to {spans[1]:%Y-%m-%d %H:%M:%S} UTC",
             )
         found = recollect(conn, since=since, until=until)
-        if not any(turn.since < found.past.until for turn in found.past.turns):
+        if not any(turn.since >= found.past.since for turn in found.past.turns):
             raise CommandError(
-                f"nothing waited or ran between {since:%Y-%m-%d %H:%M:%S} and {until:%Y-%m-%d %H:%M:%S} UTC",
+                f"nothing began to wait between {since:%Y-%m-%d %H:%M:%S} and {until:%Y-%m-%d %H:%M:%S} UTC",
                 f"the history is from {spans[0]:%Y-%m-%d %H:%M:%S} to {spans[1]:%Y-%m-%d %H:%M:%S} UTC",
             )
         return found

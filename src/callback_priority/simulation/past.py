@@ -110,6 +110,7 @@ class Past:
         turns: Who waited or held a slot in it.
         passes: What the journal tells, in order; empty where there is none.
         pools: The slots of each pool, as they are now; ``None`` for one without end.
+        known_from: From when on all turns are known, not after the beginning; the beginning if not given.
     """
 
     since: int
@@ -117,6 +118,15 @@ class Past:
     turns: Sequence[Turn]
     passes: Sequence[SeenPass] = ()
     pools: Mapping[str, int | None] = attrs.field(factory=dict)
+    known_from: int = attrs.field(default=attrs.Factory(lambda self: self.since, takes_self=True))
+
+    @property
+    def begin(self) -> int:
+        """The last moment up to the beginning, of those from which on all is known, at which nobody waited; else the first such.
+
+        What waits at the beginning stands where it stands because of what came before it, and so do the classes' tags.
+        """
+        return max(self.known_from, _Waiting(self.turns).nobody_before(self.since))
 
 
 # What the record tells of the schedulers ---------------------------------------------------------------------
@@ -198,6 +208,13 @@ class _Waiting:
             waiting += change
             if not waiting:
                 self._ends.append(at)
+
+    def nobody_before(self, at: int) -> int:
+        """The last moment up to a given one at which nobody waited."""
+        place = bisect_right(self._starts, at) - 1
+        if place < 0 or (place < len(self._ends) and self._ends[place] <= at):
+            return at
+        return self._starts[place] - 1
 
     def throughout(self, first: int, last: int) -> bool:
         """Whether there was always somebody between two moments."""

@@ -4,8 +4,8 @@ Arrivals are those recorded, and so are holds (`callback_priority.simulation.pas
 the waits that are to be compared. Simulated loops are evenly spaced, so a slot that comes free at any time waits for half an
 interval on average until it can be granted again. A recorded hold contains that wait; so half an interval is taken off each.
 
-The simulation begins a little before the stretch. Who held a slot when the stretch began is given one again, for what was left of
-the hold; who waited waits; of neither is anything measured. What has no recorded hold, because it still ran or waited at the
+The simulation begins before the stretch, where nobody waited if that is known. Who held a slot then is given one again, for what was
+left of the hold; who waited waits; nothing is measured of what came before the stretch. What has no recorded hold, because it still ran or waited at the
 end, is given the hold of another of its Dag.
 
 Complexity: O(turns log turns).
@@ -124,22 +124,23 @@ def rebuild(
     lead = max(seconds_to_micros(_LEAD_SECONDS), 2 * step)
     lead += -lead % step
     work = _Work(past.turns)
+    begin = past.begin
     held = waited = 0
     for turn in sorted(past.turns, key=lambda turn: turn.since):
-        if turn.since >= past.since:
+        if turn.since >= begin:
             if turn.since < past.until:
-                work.add(turn, turn.since - past.since + lead, holds.of(turn))
-        elif turn.granted is None or turn.granted >= past.since:
+                work.add(turn, turn.since - begin + lead, holds.of(turn))
+        elif turn.granted is None or turn.granted >= begin:
             waited += 1
             work.add(turn, step + waited, holds.of(turn))
-        elif (freed.at.get(turn) or past.until) > past.since:
+        elif (freed.at.get(turn) or past.until) > begin:
             held += 1
-            work.add(turn, 0, holds.of(turn) - (past.since - turn.granted) + lead)
+            work.add(turn, 0, holds.of(turn) - (begin - turn.granted) + lead)
     pools = {pool: past.pools.get(pool, UNLIMITED_POOL) for pool in sorted(work.pools)}
     scenario = Scenario(
         name="replay",
-        seconds=(lead + past.until - past.since) / MICROSECONDS,
-        warm_up_seconds=lead / MICROSECONDS,
+        seconds=(lead + past.until - begin) / MICROSECONDS,
+        warm_up_seconds=(lead + past.since - begin) / MICROSECONDS,
         streams=work.traces(),
         slots=slots,
         schedulers=schedulers,
@@ -317,10 +318,9 @@ def _assumptions(
         yield f"{holds.unknown:,} have no other to go by: they end at the end, or as soon as they begin."
     if held or waited:
         yield (
-            f"When the stretch began, {held:,} held slots and {waited:,} waited; they are in the simulation from its beginning, and not measured."
+            f"The simulation begins {(past.since - past.begin) / MICROSECONDS:,.0f} s before the stretch. {held:,} held slots then and"
+            f" {waited:,} waited; they are in it from its beginning, and not measured, and no class owes another anything then."
         )
-    if held or waited:
-        yield "Where the classes' tags stood then has no record: none owes another anything."
     if again := sum(turn.again for turn in past.turns):
         yield (
             f"{again:,} callbacks were tried more than once: they arrive once and hold a slot as long as the last time; their recorded"

@@ -262,7 +262,28 @@ def test_who_held_a_slot_when_the_stretch_began_holds_it_for_the_rest_of_its_hol
     # The alert comes before the task: in this simulation tasks have held the slot all the time.
     assert result.classes[DEADLINE].wait_seconds[0.5] == pytest.approx(25.5, abs=1.0)
     assert replay.recorded[DEADLINE].wait_seconds[0.5] == 35.5
-    assert any("1 held slots and 1 waited" in each for each in replay.assumptions)
+    assert any("1 held slots then and 1 waited" in each for each in replay.assumptions)
+
+
+def test_a_stretch_in_the_middle_of_a_backlog_is_begun_where_nobody_waited(busy):
+    """What stands where in the lines, and what classes owe each other, is then as it was."""
+    past = busy.past(BUSY, journal=True)
+    middle = attrs.evolve(past, since=EPOCH + 700 * MICROSECONDS, known_from=EPOCH)
+    assert EPOCH <= middle.begin <= middle.since
+    replay = rebuild(middle, slots=BUSY.slots, schedulers=1, loop_seconds=0.5)
+    came_out = run(replay.scenario, FAIR, seed=0)
+    for cls in (TASK, DEADLINE):
+        assert came_out.classes[cls].measured < replay.recorded[cls].arrived + 1
+        assert agrees(replay.recorded[cls], came_out.classes[cls], 0.5)
+
+
+def test_where_nobody_waited_is_where_the_simulation_begins():
+    """But not before it is known who waited."""
+    turns = [turn(TASK, -50, -40, 30), turn(TASK, -20, 30.5, 40), turn(TASK, 5, 41, 42)]
+    past = attrs.evolve(past_of(turns), known_from=EPOCH - 60 * MICROSECONDS)
+    assert past.begin == EPOCH - 20 * MICROSECONDS - 1
+    assert attrs.evolve(past, known_from=EPOCH - 10 * MICROSECONDS).begin == EPOCH - 10 * MICROSECONDS
+    assert past_of(turns).begin == EPOCH
 
 
 def test_what_has_no_recorded_hold_takes_that_of_another_of_its_dag():
