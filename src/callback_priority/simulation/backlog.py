@@ -80,7 +80,7 @@ class Turns:
         last = self._last.get((dag, priority))
         if last is None:
             last = self._last[dag, priority] = [0, 0]
-        turn = next_turn_us(now, last[0] if last[1] else None, self._turn_length)
+        turn = next_turn_us(now, last[0], self._turn_length) if last[1] else now
         last[0] = turn
         last[1] += 1
         return rank_us(turn, priority, self._aging) if priority else turn

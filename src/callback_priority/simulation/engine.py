@@ -45,6 +45,8 @@ __all__ = ["Accounting", "Decider", "Simulation", "Treatment"]
 EXECUTOR: Final = "simulated"
 _TASK: Final = ServiceClass.TASK
 _NEVER: Final = 1 << 62
+# A named tuple, made in a third of the time: there are two for each workload.
+_make: Final = tuple.__new__
 _NOTHING: Final = Settlement(amounts={}, holds={})
 
 Decider = Callable[[Snapshot, Entitlements], Decision]
@@ -289,7 +291,7 @@ class Simulation:
         else:
             rank = self._turns.rank(dag, priority, at)
             candidate = Candidate(id=number, rank=rank)
-        entry = Waiting(rank, number, at, hold, dag, width, priority, candidate)
+        entry = _make(Waiting, (rank, number, at, hold, dag, width, priority, candidate))
         line = self._lines[cls, pool]
         if not line.is_waiting:
             self._wanting_changed = True
@@ -443,7 +445,8 @@ class Simulation:
         self._held_of[pool][cls] += entry.width
         if pool in self._open:
             self._open[pool] -= entry.width
-        heappush(replica.running, _Running(now + entry.hold, number, place, pool, now, entry, charge))
+        running = _make(_Running, (now + entry.hold, number, place, pool, now, entry, charge))
+        heappush(replica.running, running)
         if self._watch is not None:
             self._watch.started(now, replica.number, cls, pool, entry, number)
 
