@@ -12,8 +12,7 @@ ever fit is left waiting by each loop from a moment on.
     ``S_g / w_g - S_f / w_f <= (K + 1) (d_f / w_f + d_g / w_g)``, between any two moments.
     Promised at the scheduler's slots where no pool that f draws on can be the bottleneck, and, with a pool's weights and widths,
     in a pool where the scheduler's slots cannot be. f has no limit there, and g no reserve: a reserve may give more than a share.
-    Where f has wide work in a pool, others may also pass it: by ``wide_bypass_limit`` slots before each of its starts,
-    so there it is promised only how much all others get between two of f's starts.
+    Where f has wide work in a pool, others may pass it before each of its starts, so there f is promised no share.
 `Promise.TURNS`
     Where every hold is the same and known beforehand, starts alternate exactly, on however many schedulers:
     ``N_g / w_g - N_f / w_f <= 1 / w_f + 1 / w_g``. The same conditions.
@@ -27,8 +26,6 @@ ever fit is left waiting by each loop from a moment on.
     having come no sooner than n turn lengths after the first of that row, and each doubling of ``1 + priority`` is worth one
     period of aging. So no Dag waits behind another's backlog, and no priority waits for ever.
     Of task instances, Airflow chooses.
-`Promise.RUNNING`
-    The scheduler goes on: nothing that could start is left alone for longer than the loops of all schedulers take.
 
 A crash loses what its scheduler knew of its holds, so that they may be charged a second time: K counts that scheduler's slots once
 more, and d is longer by how long the callbacks took to be taken over. With other settings, or a crash, stretches begin anew.
@@ -72,7 +69,6 @@ class Promise(str, Enum):
     RESERVE = "reserve"
     CONSERVATION = "conservation"
     ORDER = "order"
-    RUNNING = "running"
 
     __str__ = str.__str__
 
@@ -244,7 +240,7 @@ class _Stretch:
         place: Where.
         cls: Who waits.
         others: Those it is compared with.
-        time: For each other, the least of ``S_g / w_g - S_f / w_f``, or of ``S_g``, if f is wide.
+        time: For each other, the least of ``S_g / w_g - S_f / w_f``.
         starts: For each other, the least of ``N_g / w_g - N_f / w_f``.
     """
 
@@ -283,7 +279,6 @@ class _Judge:
         self._last = 0
         self._in_loop: Counter[ServiceClass] = Counter()
         self._in_pool: dict[str, Counter[ServiceClass]] = {pool: Counter() for pool in scenario.pools}
-        self._idle_since: int | None = None
         self._stretches: list[_Stretch] = []
         self._learn(case.settings)
 
