@@ -16,12 +16,17 @@ What differs from the papers:
 2. *A flow is clamped whenever it becomes eligible*, on arrival and also when a quota or a full pool no
    longer blocks it: ``tag = max(tag, clock)``. Nobody saves up turns while unable to use them. A flow that
    stays eligible and merely waits for its turn is never clamped: that is what it is owed.
+3. *A reserve is served out of turn without taking the clock along.* Where all slots but others' reserves are in
+   use, a flow waits though its tag is the smallest; the clock stays at its tag until it is served (`hold_back`).
+   Else a class that is served from a reserve above its share would drag the clock past everyone else, whose turns
+   would then be lost in the clamp: ties would decide, and starve whoever loses them.
 
 Invariants: the clock never decreases; a flow that is eligible and not served keeps its tag; after a grant
-``clock >= `` the tag it was granted at. Bound, where charge equals cost: while two flows stay eligible,
+``clock >= `` the tag it was granted at, or the smallest tag of those held back. Bound, where charge equals cost: while two flows stay eligible,
 ``|N_f / w_f - N_g / w_g| <= c_f / w_f + c_g / w_g`` for slot-time N, weight w and largest cost c (Theorem 1
-of the 1996 paper). With settlement and K slots the bound becomes ``(K + 1) * (d_f / w_f + d_g / w_g)`` for
-longest holds d, since at most K grants can be outstanding at a wrong charge.
+of the 1996 paper). With settlement and K slots it becomes ``(K + 1) * (d_f / w_f + d_g / w_g)`` from a fresh start, for
+longest holds (or charges) d, since at most K grants can be outstanding at a wrong charge, and twice that between any
+two moments, ``2 * K * (d_f / w_f + d_g / w_g)``: see ``docs/explanation/bounds.md``.
 
 Division stays exact: a tag is a whole number of virtual microseconds plus a remainder in units of
 ``1 / weight`` that is carried along, so any number of charges and settlements adds up to what one charge of
@@ -31,7 +36,7 @@ their sum would give.
 from __future__ import annotations
 
 from heapq import heapify, heappop, heapreplace
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from callback_priority.core.flows import FlowState
 from callback_priority.core.units import MILLI
@@ -40,6 +45,7 @@ from callback_priority.errors import InternalError
 __all__ = ["FairQueue", "Flow"]
 
 F = TypeVar("F", bound="Flow")
+_NO_CEILING: Final = 1 << 63
 
 
 class Flow:
@@ -96,11 +102,12 @@ class FairQueue(Generic[F]):
         by_tag: Whether tags decide. When false, the flows' fixed order alone decides (strict priority).
     """
 
-    __slots__ = ("_by_tag", "_heap", "clock")
+    __slots__ = ("_by_tag", "_ceiling", "_heap", "clock")
 
     def __init__(self, flows: list[F], clock: int, *, by_tag: bool = True) -> None:
         self._by_tag = by_tag
         self.clock = clock
+        self._ceiling = _NO_CEILING
         self._heap = [(flow.tag if by_tag else 0, flow.order, flow) for flow in flows]
         heapify(self._heap)
 
@@ -115,8 +122,8 @@ class FairQueue(Generic[F]):
         """Charge the head for one grant of ``width`` slots and find the next head."""
         flow = self._heap[0][2]
         tag = flow.tag
-        if tag > self.clock:  # noqa: PLR1730 - a call less in each grant
-            self.clock = tag
+        if self.clock < tag:
+            self.clock = max(self.clock, min(tag, self._ceiling))
         whole, flow.remainder = divmod(flow.remainder + width * flow.step, flow.weight)
         flow.tag = tag = tag + whole
         flow.served_at = self.clock
@@ -126,6 +133,15 @@ class FairQueue(Generic[F]):
     def drop(self) -> F:
         """Take the head out for the rest of the pass: it has nothing (left) that fits."""
         return heappop(self._heap)[2]
+
+    def hold_back(self) -> F:
+        """Take the head out, as `drop` does, though it waits for its turn: what is left is reserved for others.
+
+        Whoever is served from a reserve in spite of a tag that is larger must not take the clock along past it.
+        """
+        flow = heappop(self._heap)[2]
+        self._ceiling = min(self._ceiling, flow.tag)
+        return flow
 
     def left(self) -> list[F]:
         """The flows that are still in, in no particular order. O(flows)."""

@@ -338,7 +338,8 @@ def check(flows: Flows, entries: Iterable[Entry]) -> list[str]:
 
     Each attempt of a callback is granted once, and the attempts of each go up. A tag is raised to the clock of
     its scope and nowhere else, and never down. A clock goes on with grants only, never back, and a flow that is
-    granted a slot is served no earlier than at its tag. Replays agree with the checkpoints on their way.
+    granted a slot is served no earlier than at the lowest tag of its scope (at its own, unless from its reserve, before
+    others whose turn it was). Replays agree with the checkpoints on their way.
 
     Args:
         flows: The flows before its first entry.
@@ -383,8 +384,13 @@ def _wrong(flows: Flows, entry: Entry) -> list[str]:
         if movement.advanced < 0 or (movement.advanced and not counts[key]):
             told.append(f"{_name(key)}: its clock moved by {movement.advanced} for {counts[key]} grants")
         served_at = state.clock + movement.advanced
-        if counts[key] and served_at < max(clock, state.tag + movement.raised):
-            told.append(f"{_name(key)}: served at {served_at}, before its tag or the clock")
+        lowest = min(
+            each.tag + entry.movements.get(other, _STILL).raised
+            for other, each in settled.items()
+            if other[:2] == key[:2]
+        )
+        if counts[key] and served_at < max(clock, lowest):
+            told.append(f"{_name(key)}: served at {served_at}, before the lowest tag or the clock")
         if any(hold < 0 for hold in movement.holds):
             told.append(f"{_name(key)}: a hold of less than nothing")
     return told

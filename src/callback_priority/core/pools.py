@@ -7,8 +7,9 @@ is *contested* and split by turns, by a fair queue of its own (`callback_priorit
 most `Entitlements.wide_bypass_limit` pool slots; then the pool is drained for it (others get only their
 reserves). Skipping without a bound starves it, blocking at once leaves slots empty.
 
-*Who keeps a turn.* A class that the split sent away because the pool's slots were used up, or that waits for
-a wide head, is still eligible: it is owed its turn. One that a quota of the pool stopped is not, and neither is
+*Who keeps a turn.* A class that the split sent away because the pool's slots were used up, or all that are nobody
+else's reserve, or that waits for a wide head, is still eligible: it is owed its turn. One that its limit stopped is
+not, nor one that others' reserves never leave anything, and neither is
 one that the pool would have let in but for the scheduler's slots: there, turns are counted at the scheduler.
 A pool that is full from the start says nothing about turns, so it leaves them as they were.
 """
@@ -167,6 +168,9 @@ class PoolPass:
                 line.reason = Reason.POOL_LIMIT
             elif room <= 0:
                 line.reason = Reason.POOL_RESERVE
+                if widest(terms, line.service_class, self._pool) > 0:
+                    queue.hold_back()
+                    continue
             elif width > room:
                 line.reason = Reason.TOO_WIDE
                 line.due = True
@@ -258,7 +262,7 @@ class PoolPass:
                 now,
                 eligible=line.contested
                 and (
-                    line.granted == line.allowed and line.reason in _OWED_A_TURN
+                    line.granted == line.allowed and self._is_owed_a_turn(line)
                     if cls is not _TASK
                     else self._tasks_are_owed_a_turn(line, state)
                 ),
@@ -273,8 +277,15 @@ class PoolPass:
         started = self._terms.started(line.service_class, self._pool)
         if answer is not None and started is not None and line.reason is not Reason.TOO_WIDE:
             # A cap on one selection is not a block: where it kept tasks from being looked at, they keep their turn.
-            return answer.waiting if started else state.eligible and answer.kept_slots > 0
-        return line.granted == line.allowed and line.reason in _OWED_A_TURN
+            waits = answer.waiting if started else state.eligible and answer.kept_slots > 0
+            return waits and line.limit_left > 0
+        return line.granted == line.allowed and self._is_owed_a_turn(line)
+
+    def _is_owed_a_turn(self, line: Line) -> bool:
+        """Whether the line waits for slots that it will get in its turn."""
+        if line.reason is Reason.POOL_RESERVE:
+            return widest(self._terms, line.service_class, self._pool) > 0
+        return line.reason in _OWED_A_TURN
 
     def _bypassed(self, line: Line, state: FlowState) -> int:
         """Slots granted past its head, which is due and too wide."""

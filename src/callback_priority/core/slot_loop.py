@@ -313,11 +313,13 @@ class _Pass:
         quota_of = terms.entitlements.quota
         unmet: dict[ServiceClass, int] = {}
         limits: dict[ServiceClass, int] = {}
+        reserves: dict[ServiceClass, int] = {}
         for cls in CLASS_ORDER:
             quota = quota_of(_SCHEDULER, SCHEDULER_SCOPE, cls)
             if quota is NO_QUOTA:
                 continue
             held = self.snapshot.held.get(cls, 0)
+            reserves[cls] = quota.reserve_slots
             unmet[cls] = max(0, quota.reserve_slots - held)
             if quota.limit_slots is not None:
                 limits[cls] = quota.limit_slots - held
@@ -325,6 +327,8 @@ class _Pass:
             started = sum([len(widths) for widths in self.answer.started.values()])
             unmet[_TASK] = max(unmet.get(_TASK, 0), started)
         reserved = sum(unmet.values())
+        promised = sum(reserves.values())
+        total = self.snapshot.free_slots + sum(self.snapshot.held.values())
         past, clock = terms.past_of(_SCHEDULER, SCHEDULER_SCOPE)
         admitted: dict[ServiceClass, list[Line]] = {}
         for line in self.lines:
@@ -339,7 +343,8 @@ class _Pass:
             party = _Party(its_lines, limits.get(cls, UNLIMITED), unmet.get(cls, 0))
             if party.limit_left <= 0:
                 party.stop(Reason.SLOT_LIMIT)
-            elif self.free - reserved + party.unmet <= 0:
+            elif promised - reserves.get(cls, 0) >= total:
+                # Nothing is ever left for it: it waits for no turn, so nobody's clock waits for it.
                 party.stop(Reason.SLOT_RESERVE)
             else:
                 state = terms.state(_SCHEDULER, SCHEDULER_SCOPE, cls, past.get(cls), clock)
@@ -348,24 +353,31 @@ class _Pass:
         self._serve(FairQueue(parties, clock, by_tag=terms.by_tag), reserved)
         for party in parties:
             self._close(party)
+        competed = {party.lines[0].service_class for party in parties}
         for cls in CLASS_ORDER:
-            if cls not in admitted:
-                if cls in past and past[cls].eligible:
-                    self._set_ineligible(SCHEDULER_FLOWS[cls])
-            elif admitted[cls][0].reason in _SCHEDULER_QUOTAS:
+            if cls not in competed and cls in past and past[cls].eligible:
                 self._set_ineligible(SCHEDULER_FLOWS[cls])
 
     def _serve(self, queue: FairQueue[_Party], reserved: int) -> None:
         executors = dict(self.snapshot.executor_slots)
         free, grants = self.free, self.grants
+        waiting_tasks = self._waiting_tasks()
         while free > 0 and queue:
             party = queue.head()
             if not party.heads:
-                queue.drop()
+                if waiting_tasks is party.lines[0] and free - reserved + party.unmet <= 0 < party.limit_left:
+                    # All of them that Airflow was offered slots for have started; the others wait as everyone does.
+                    queue.hold_back()
+                else:
+                    queue.drop()
                 continue
             if free - reserved + party.unmet <= 0 or party.limit_left <= 0:
-                party.stop(Reason.SLOT_LIMIT if party.limit_left <= 0 else Reason.SLOT_RESERVE)
-                queue.drop()
+                if party.limit_left <= 0:
+                    party.stop(Reason.SLOT_LIMIT)
+                    queue.drop()
+                else:
+                    party.stop(Reason.SLOT_RESERVE)
+                    queue.hold_back()
                 continue
             line = party.by_name[party.heads[0] % len(party.lines)]
             candidate = line.candidates[line.position]
@@ -390,14 +402,20 @@ class _Pass:
             queue.grant()
             party.advance(line)
 
+    def _waiting_tasks(self) -> Line | None:
+        """The first line of the tasks, if Airflow's answer says that more of them wait."""
+        if self.answer is None or not self.answer.waiting:
+            return None
+        return next((line for line in self.lines if line.service_class is _TASK and line.allowed), None)
+
     # Afterwards -------------------------------------------------------------------------------------------
 
     def _close(self, party: _Party) -> None:
         state = party.state
         granted = sum([line.granted for line in party.lines])
-        waits = bool(party.heads) and party.reason is None
+        waits = bool(party.heads) and party.reason is not Reason.SLOT_LIMIT
         if party.lines[0].service_class is _TASK and self.answer is not None:
-            waits = self.answer.waiting
+            waits = self.answer.waiting and party.limit_left > 0
         charge = granted * self.terms.charges[party.lines[0].service_class]
         after = served(party, granted, charge, self.snapshot.now, eligible=waits)
         if granted or after != self.snapshot.flows.get(state.key):
