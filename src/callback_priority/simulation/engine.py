@@ -156,7 +156,7 @@ class Simulation:
         self._task_lines: dict[str, Line] = {}
         self._wanting: list[Line] = []
         self._wanting_changed = False
-        self._contending = 0
+        self._left_waiting = 0
         self._total = dict(scenario.pools)
         self._open = {pool: total for pool, total in scenario.pools.items() if total is not None}
         self._held_of: dict[str, dict[ServiceClass, int]] = {
@@ -227,12 +227,11 @@ class Simulation:
         self._arrive(self._until - 1)
         return self.meter
 
-    def left_waiting(self, service_class: ServiceClass) -> tuple[int, int]:
-        """How many of a class wait at the end, and since how long the first of them, in microseconds."""
-        arrived = [
+    def left_waiting(self, service_class: ServiceClass) -> list[int]:
+        """When those of a class arrived that wait at the end, in microseconds from the start."""
+        return [
             entry.at for line in self._lines.values() if line.service_class is service_class for entry in line
         ]
-        return len(arrived), self._until - min(arrived, default=self._until)
 
     def _next_loop(self, replica: _Replica) -> int:
         """When the next loop of a scheduler is that can change something."""
@@ -303,10 +302,10 @@ class Simulation:
         """Find the lines in which something waits, and the classes; needed after one has filled or emptied."""
         self._wanting_changed = False
         self._wanting = [line for line in self._lines.values() if line.is_waiting]
-        contending, place = 0, self.meter.place
+        waiting, place = 0, self.meter.place
         for line in self._wanting:
-            contending |= 1 << place[line.service_class]
-        self._contending = contending if contending & (contending - 1) else 0
+            waiting |= 1 << place[line.service_class]
+        self._left_waiting = waiting
 
     def _wake(self) -> None:
         for each in self._replicas:
@@ -336,8 +335,8 @@ class Simulation:
             self._find_wanting()
         if self._are_several and (arrived or released or granted):
             self._wake()
-        if self._contending != self.meter.contending:
-            self.meter.contend(self._contending)
+        if self._left_waiting != self.meter.waiting:
+            self.meter.leave_waiting(self._left_waiting)
         # With no slot left, or nothing waiting, a loop grants nothing before something ends or arrives.
         return 0 < granted < free and bool(self._wanting)
 

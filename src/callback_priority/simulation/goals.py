@@ -17,7 +17,7 @@ from typing import Final
 import attrs
 
 from callback_priority.core.classes import CLASS_ORDER, ServiceClass
-from callback_priority.errors import ConfigurationError, Problem
+from callback_priority.errors import ConfigurationError, InternalError, Problem
 
 __all__ = ["KEEPS", "MEAN", "Goal", "parse_goals"]
 
@@ -65,7 +65,8 @@ class Goal:
         """
         if self.most_seconds is not None:
             return float("inf") if value is None else value / self.most_seconds - 1
-        assert self.least_share is not None
+        if self.least_share is None:
+            raise InternalError(f"the goal {self.text!r} is about nothing")
         return 1 - (value or 0.0) / self.least_share
 
 
@@ -103,7 +104,9 @@ def _read(part: str) -> Goal | Problem:
     service_class = _CLASSES.get(match["cls"])
     if service_class is None:
         known = ", ".join(str(cls) for cls in CLASS_ORDER)
-        return Problem(key="goals", value=part, remedy=f"{match['cls']!r} is no class; the classes are {known}")
+        return Problem(
+            key="goals", value=part, remedy=f"{match['cls']!r} is no class; the classes are {known}"
+        )
     number, unit, at_most = float(match["number"]), match["unit"], match["sign"].startswith("<")
     if match["measure"] in {KEEPS, "keep", "share"}:
         if at_most or unit != "%" or not 0 < number <= 100:

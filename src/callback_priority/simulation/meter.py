@@ -5,6 +5,8 @@ how slots are shared: a class that wants little gets little, which is nobody's l
 "A quantitative measure of fairness and discrimination for resource allocation in shared computer systems") are taken
 over such stretches alone.
 
+*Kept* is the slot-time that a class held while some of it waited, whether another waited or not: what it got whenever it wanted more.
+
 *Lag* is how much more service, slot-time over weight, one class got than another since both of them began to wait at once: the
 quantity that start-time fair queuing bounds (`callback_priority.core.fair_queue`).
 
@@ -91,7 +93,11 @@ class Meter:
         self._warm_up = warm_up
         self._until = until
         self._last = 0
+        self.waiting = 0
         self.contending = 0
+        # Of stretches that are over, and of the moment in which one that is not began: slot-time held, and time.
+        self._kept = [(0, 0)] * count
+        self._waits_since: list[tuple[int, int] | None] = [None] * count
         self._weights = [weights[cls] / MILLI for cls in self.classes]
         self._pairs = [Pair(first=first, second=second) for first, second in combinations(range(count), 2)]
 
@@ -131,12 +137,39 @@ class Meter:
         for place, held in enumerate(self.held):
             self.slot_micros[place] += held * elapsed
 
-    def contend(self, contending: int) -> None:
+    def leave_waiting(self, waiting: int) -> None:
         """Who is left waiting after a loop.
 
         Args:
-            contending: A bit for each class, by its place; none of them if less than two wait.
+            waiting: A bit for each class, by its place.
         """
+        changed = waiting ^ self.waiting
+        if not changed:
+            return
+        self.waiting = waiting
+        for place in range(len(self.classes)):
+            if changed >> place & 1:
+                self._kept[place] = self.kept(place)
+                self._waits_since[place] = (
+                    (self.slot_micros[place], self._last) if waiting >> place & 1 else None
+                )
+        self._contend(waiting if waiting & (waiting - 1) else 0)
+
+    def kept(self, place: int) -> tuple[int, int]:
+        """What a class held while some of it waited, and for how long some of it did, in microseconds.
+
+        Args:
+            place: The place of the class.
+        """
+        held, elapsed = self._kept[place]
+        since = self._waits_since[place]
+        if since is not None:
+            held += self.slot_micros[place] - since[0]
+            elapsed += self._last - since[1]
+        return held, elapsed
+
+    def _contend(self, contending: int) -> None:
+        """Which of two classes or more compete from now on; none if less than two wait."""
         if contending == self.contending:
             return
         self.contending = contending

@@ -11,7 +11,7 @@ from fractions import Fraction
 import attrs
 
 from callback_priority.core.classes import SCHEDULER_SCOPE, Level, ServiceClass
-from callback_priority.core.units import MICROSECONDS, MILLI
+from callback_priority.core.units import MICROSECONDS, MILLI, seconds_to_micros
 from callback_priority.simulation.engine import Simulation, Treatment
 from callback_priority.simulation.meter import Meter
 from callback_priority.simulation.scenario import Scenario
@@ -48,11 +48,15 @@ class ClassResult:
             and what arrived after the warm-up. Empty if there is none.
         mean_wait_seconds: Their mean; ``None`` if there is none.
         measured: How many waits these are of.
+        delay_seconds: Quantiles as of ``wait_seconds``, with what still waited at the end: it counts as having waited until then,
+            which is the least that it waits. A class that is starved has few waits, and those are the short ones.
+        mean_delay_seconds: Their mean; ``None`` if there is none.
         oldest_seconds: How long the first that still waited at the end had waited; nought if none did.
         slot_seconds: Slot-time held, to the end for what still ran.
         longest_hold_seconds: The longest hold that ended.
         slots: Slots held on average, over time: one number for each stretch of equal length.
         wanting: The part of each stretch in which some of it waited while another class waited too.
+        kept_share: The part of all slots' time that it held while some of it waited; ``None`` if it never waited.
     """
 
     arrived: int
@@ -61,11 +65,14 @@ class ClassResult:
     wait_seconds: Mapping[float, float]
     mean_wait_seconds: float | None
     measured: int
+    delay_seconds: Mapping[float, float]
+    mean_delay_seconds: float | None
     oldest_seconds: float
     slot_seconds: float
     longest_hold_seconds: float
     slots: tuple[float, ...]
     wanting: tuple[float, ...]
+    kept_share: float | None
 
 
 @attrs.frozen(kw_only=True)
@@ -168,7 +175,7 @@ def run(
     weights = {
         cls: treatment.settings.weight(Level.SCHEDULER, SCHEDULER_SCOPE, cls) / MILLI for cls in meter.classes
     }
-    classes = {cls: _class_result(simulation, place) for place, cls in enumerate(meter.classes)}
+    classes = {cls: _class_result(simulation, place, scenario) for place, cls in enumerate(meter.classes)}
     used = sum(each.slot_seconds for each in classes.values())
     return RunResult(
         scenario=scenario.name,
@@ -185,27 +192,41 @@ def run(
     )
 
 
-def _class_result(simulation: Simulation, place: int) -> ClassResult:
+def _class_result(simulation: Simulation, place: int, scenario: Scenario) -> ClassResult:
     meter = simulation.meter
+    until, warm_up = seconds_to_micros(scenario.seconds), seconds_to_micros(scenario.warm_up_seconds)
     waits = sorted(meter.waits[place])
-    quantiles = {}
-    if waits:
-        quantiles = {each: percentile(waits, each) / MICROSECONDS for each in QUANTILES}
-        quantiles[1.0] = waits[-1] / MICROSECONDS
-    waiting, oldest = simulation.left_waiting(meter.classes[place])
+    arrived = simulation.left_waiting(meter.classes[place])
+    delays = sorted([*waits, *(until - at for at in arrived if at >= warm_up)]) if arrived else waits
+    kept, elapsed = meter.kept(place)
     return ClassResult(
         arrived=meter.arrived[place],
         started=meter.started[place],
-        waiting=waiting,
-        wait_seconds=quantiles,
-        mean_wait_seconds=sum(waits) / len(waits) / MICROSECONDS if waits else None,
+        waiting=len(arrived),
+        wait_seconds=_quantiles(waits),
+        mean_wait_seconds=_mean_seconds(waits),
         measured=len(waits),
-        oldest_seconds=oldest / MICROSECONDS,
+        delay_seconds=_quantiles(delays),
+        mean_delay_seconds=_mean_seconds(delays),
+        oldest_seconds=(until - min(arrived, default=until)) / MICROSECONDS,
         slot_seconds=meter.slot_micros[place] / MICROSECONDS,
         longest_hold_seconds=meter.longest_hold[place] / MICROSECONDS,
         slots=tuple(each / meter.bin_length for each in meter.binned[place]),
         wanting=tuple(each / meter.bin_length for each in meter.demand[place]),
+        kept_share=kept / (scenario.slots * scenario.schedulers * elapsed) if elapsed else None,
     )
+
+
+def _quantiles(ordered: Sequence[int]) -> Mapping[float, float]:
+    if not ordered:
+        return {}
+    found = {each: percentile(ordered, each) / MICROSECONDS for each in QUANTILES}
+    found[1.0] = ordered[-1] / MICROSECONDS
+    return found
+
+
+def _mean_seconds(micros: Sequence[int]) -> float | None:
+    return sum(micros) / len(micros) / MICROSECONDS if micros else None
 
 
 def _by_dag(meter: Meter, place: int) -> Mapping[int, tuple[float, float]]:
