@@ -1,0 +1,355 @@
+"""What a comparison shows, in words: which settings make which class wait less, how sure that is, and who pays for it.
+
+Nothing here knows what somebody wants; it says what is shorter and longer, more and less. Two rules decide what counts as a difference:
+
+- Against the first treatment, the interval of the seed-by-seed differences must not hold nought (see `callback_priority.simulation.comparison`).
+- Between two others, for which there are no such differences, the intervals of their means must not overlap, which asks for more.
+
+A quantile of waits is of what was started. Where more than one in twenty was never started, the 95th percentile of what did start says
+nothing of the class, so that such a class is told of by how many were left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from callback_priority.simulation.report.shapes import (
+    ClassShape,
+    ComparisonShape,
+    DifferenceShape,
+    EstimateShape,
+    TreatmentShape,
+)
+from callback_priority.simulation.report.words import (
+    Said,
+    duration,
+    joined,
+    name,
+    number,
+    parted,
+    percent,
+    points,
+    workloads,
+)
+
+__all__ = ["Findings", "Versus", "find"]
+
+_UNLUCKY = "0.95"
+_STARVES = 0.05
+"""With a larger part never started, a class is told of by what was left, not by its waits."""
+_SEEN = 0.005
+"""Changes of a share by less are not worth words, however sure."""
+
+
+@attrs.frozen(kw_only=True)
+class Versus:
+    """A treatment held against the first; everything is markup.
+
+    Args:
+        name: The treatment's.
+        gains: What got better for whom.
+        pains: What got worse for whom.
+        same: The classes for which no wait, number or share differs beyond chance.
+    """
+
+    name: str
+    gains: tuple[str, ...]
+    pains: tuple[str, ...]
+    same: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Findings:
+    """What a comparison shows; everything is markup.
+
+    Args:
+        headline: The most striking of it.
+        cost: What that costs the others; empty if there is nothing to weigh.
+        classes: For each class that waited, under which settings it waits least and longest.
+        versus: Each treatment against the first.
+    """
+
+    headline: str
+    cost: str
+    classes: tuple[str, ...]
+    versus: tuple[Versus, ...]
+
+
+def find(comparison: ComparisonShape) -> Findings:
+    """Say what a comparison shows.
+
+    Args:
+        comparison: What `callback_priority.simulation.comparison.Comparison.to_json` gave.
+    """
+    treatments = comparison["treatments"]
+    ranked = [_Ranking.of(cls, treatments) for cls in treatments[0]["classes"] if _arrives(cls, treatments)]
+    told = [each for each in ranked if each.best is not None]
+    different = [each for each in told if each.differs]
+    if len(treatments) == 1:
+        (only,) = treatments
+        headline = (
+            f"Under {name(only['name'])}: "
+            + "; ".join(f"of {workloads(each.cls)}, {_got(only['classes'][each.cls])}" for each in told)
+            if told
+            else f"Under {name(only['name'])}, nothing arrived that could wait"
+        )
+        return Findings(headline=headline, cost="", classes=(), versus=())
+    versus = tuple(_versus(treatment, treatments[0]) for treatment in treatments[1:])
+    if not told:
+        headline, cost = "Nothing arrived that could wait: what differs is who holds the slots", ""
+    elif not different:
+        beyond = " beyond chance" if len(comparison["seeds"]) > 1 else ""
+        headline = f"No class waits longer or shorter under any of these {len(treatments)} settings{beyond}"
+        cost = ""
+    else:
+        most = max(different, key=lambda each: each.effect)
+        headline, cost = most.headline(), _cost(most, treatments)
+    return Findings(
+        headline=headline, cost=cost, classes=tuple(each.sentence() for each in told), versus=versus
+    )
+
+
+# One class over all treatments -------------------------------------------------------------------------------------
+
+
+def _arrives(cls: str, treatments: Sequence[TreatmentShape]) -> bool:
+    return any(each["classes"][cls]["arrived"]["mean"] > 0 for each in treatments)
+
+
+def _left(found: ClassShape) -> float:
+    """Which part was never started."""
+    return found["waiting"]["mean"] / found["arrived"]["mean"] if found["arrived"]["mean"] else 0.0
+
+
+def _starves(found: ClassShape) -> bool:
+    return _left(found) > _STARVES or found["wait_seconds"].get(_UNLUCKY) is None
+
+
+def _rank(found: ClassShape) -> tuple[bool, float]:
+    wait = found["wait_seconds"].get(_UNLUCKY)
+    if _starves(found) or wait is None:
+        return True, _left(found)
+    return False, wait["mean"]
+
+
+def _apart(first: EstimateShape, second: EstimateShape) -> bool:
+    """Whether two intervals have nothing in common; means, if there are no intervals."""
+    if first["low"] is None or first["high"] is None or second["low"] is None or second["high"] is None:
+        return first["mean"] != second["mean"]
+    return first["high"] < second["low"] or second["high"] < first["low"]
+
+
+def _sure(difference: EstimateShape) -> bool:
+    """Whether a difference is beyond chance; any, if there is no interval."""
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return difference["mean"] != 0
+    return low > 0 or high < 0
+
+
+def _differ(cls: str, first: TreatmentShape, second: TreatmentShape) -> bool:
+    """Whether the class waits differently under two treatments."""
+    one, other = first["classes"][cls], second["classes"][cls]
+    paired = (second["differences"] if first["differences"] is None else None) or (
+        first["differences"] if second["differences"] is None else None
+    )
+    if _starves(one) or _starves(other):
+        if _starves(one) != _starves(other):
+            return True
+        return (
+            _sure(paired[cls]["waiting"]) if paired is not None else _apart(one["waiting"], other["waiting"])
+        )
+    if paired is not None:
+        difference = paired[cls]["wait_seconds"].get(_UNLUCKY)
+        return difference is not None and _sure(difference)
+    mine, theirs = one["wait_seconds"].get(_UNLUCKY), other["wait_seconds"].get(_UNLUCKY)
+    return mine is not None and theirs is not None and _apart(mine, theirs)
+
+
+@attrs.frozen(kw_only=True)
+class _Ranking:
+    """Under which treatments a class waits least and longest; those that are not told apart from these stand with them."""
+
+    cls: str
+    best: TreatmentShape | None
+    also_best: tuple[TreatmentShape, ...]
+    worst: TreatmentShape | None
+    differs: bool
+
+    @classmethod
+    def of(cls, service_class: str, treatments: Sequence[TreatmentShape]) -> _Ranking:
+        order = sorted(treatments, key=lambda each: _rank(each["classes"][service_class]))
+        best, worst = order[0], order[-1]
+        return cls(
+            cls=service_class,
+            best=best,
+            also_best=tuple(
+                each
+                for each in treatments
+                if each is not best and not _differ(service_class, best, each) and each is not worst
+            ),
+            worst=worst,
+            differs=_differ(service_class, best, worst),
+        )
+
+    @property
+    def effect(self) -> tuple[float, float]:
+        """How striking the difference is: what starves first, then by how many times longer the wait is."""
+        if self.best is None or self.worst is None:
+            return (0.0, 0.0)
+        best, worst = self.best["classes"][self.cls], self.worst["classes"][self.cls]
+        left = _left(worst) - _left(best)
+        if _starves(worst):
+            return (left, 0.0)
+        return (0.0, _rank(worst)[1] / max(_rank(best)[1], 0.1))
+
+    def headline(self) -> str:
+        if self.best is None or self.worst is None:
+            return ""
+        best, worst = self.best["classes"][self.cls], self.worst["classes"][self.cls]
+        what = workloads(self.cls)
+        return (
+            f"{what[0].upper()}{what[1:]} wait least under {name(self.best['name'])}: {_got(best, with_interval=False)}. "
+            f"Under {name(self.worst['name'])}, {_got(worst, with_interval=False)}"
+        )
+
+    def sentence(self) -> str:
+        if self.best is None or self.worst is None:
+            return ""
+        what = f"<strong>{workloads(self.cls)}</strong>"
+        best, worst = self.best["classes"][self.cls], self.worst["classes"][self.cls]
+        if not self.differs:
+            return f"{what} wait about the same under all settings: {_got(best)} under {name(self.best['name'])}, {_got(worst)} under {name(self.worst['name'])}."
+        said = f"{what} wait least under {name(self.best['name'])}: {_got(best)}."
+        if self.also_best:
+            others = joined([name(each["name"]) for each in self.also_best])
+            said += f" {others} can't be told from it."
+        return f"{said} Longest under {name(self.worst['name'])}: {_got(worst)}."
+
+
+def _got(found: ClassShape, *, with_interval: bool = True) -> str:
+    """What became of a class, in half a sentence."""
+    arrived, started, waiting = (found[key]["mean"] for key in ("arrived", "started", "waiting"))
+    if not started and not arrived:
+        return "none arrived"
+    if not started:
+        return f"none of {number(arrived)} starts"
+    wait = found["wait_seconds"].get(_UNLUCKY)
+    if _starves(found) or wait is None:
+        return f"{number(waiting)} of {number(arrived)} ({percent(_left(found))}) never start"
+    between = parted(wait, duration) if with_interval else ""
+    return f"95 of 100 start within {duration(wait['mean'])}" + (f" ({between})" if between else "")
+
+
+# One treatment against the first -----------------------------------------------------------------------------------
+
+
+def _cost(most: _Ranking, treatments: Sequence[TreatmentShape]) -> str:
+    """What the best treatment of the headline costs others."""
+    first = treatments[0]
+    best, worst = most.best, most.worst
+    if best is None or worst is None:
+        return ""
+    if best is not first:
+        pains, against = _versus(best, first).pains, first
+    else:
+        # Held against the first, a treatment's gains are what the first lacks.
+        pains, against = tuple(_mirrored(worst, first)), worst
+    if not pains:
+        return f"Against {name(against['name'])}, it costs the others nothing that can be told from chance."
+    return f"What it costs, against {name(against['name'])}: " + "; ".join(pains) + "."
+
+
+def _mirrored(treatment: TreatmentShape, first: TreatmentShape) -> list[str]:
+    """What is worse under the first than under a treatment."""
+    turned: TreatmentShape = {
+        **first,
+        "differences": {
+            cls: {
+                "share": _negative(each["share"]),
+                "waiting": _negative(each["waiting"]),
+                "wait_seconds": {
+                    key: None if wait is None else _negative(wait)
+                    for key, wait in each["wait_seconds"].items()
+                },
+            }
+            for cls, each in (treatment["differences"] or {}).items()
+        },
+    }
+    return list(_versus(turned, treatment).pains)
+
+
+def _negative(found: EstimateShape) -> EstimateShape:
+    low, high = found["low"], found["high"]
+    return {
+        "mean": -found["mean"],
+        "low": None if high is None else -high,
+        "high": None if low is None else -low,
+        "n": found["n"],
+    }
+
+
+def _versus(treatment: TreatmentShape, first: TreatmentShape) -> Versus:
+    gains: list[str] = []
+    pains: list[str] = []
+    same: list[str] = []
+    for cls, difference in (treatment["differences"] or {}).items():
+        mine, theirs = treatment["classes"][cls], first["classes"][cls]
+        before = len(gains) + len(pains)
+        _tell(cls, mine, theirs, difference, gains, pains)
+        if len(gains) + len(pains) == before:
+            same.append(workloads(cls))
+    mine_used, theirs_used = treatment["utilisation"], first["utilisation"]
+    if abs(mine_used["mean"] - theirs_used["mean"]) >= _SEEN and _apart(mine_used, theirs_used):
+        (gains if mine_used["mean"] > theirs_used["mean"] else pains).append(
+            f"slots are in use {percent(mine_used['mean'])} of the time instead of {percent(theirs_used['mean'])}"
+        )
+    return Versus(name=name(treatment["name"]), gains=tuple(gains), pains=tuple(pains), same=tuple(same))
+
+
+def _tell(
+    cls: str,
+    mine: ClassShape,
+    theirs: ClassShape,
+    difference: DifferenceShape,
+    gains: list[str],
+    pains: list[str],
+) -> None:
+    """What differs for one class: how many are left, how long the unlucky wait, what part of the slot-time it holds."""
+    what = f"<strong>{workloads(cls)}</strong>"
+    left = difference["waiting"]
+    most = max(mine["arrived"]["mean"], theirs["arrived"]["mean"])
+    is_left = bool(most) and abs(left["mean"]) / most >= _SEEN and _sure(left)
+    if is_left:
+        (gains if left["mean"] < 0 else pains).append(
+            f"{what}: {number(mine['waiting']['mean'])} of {number(most)} never start instead of "
+            f"{number(theirs['waiting']['mean'])}"
+        )
+    wait = difference["wait_seconds"].get(_UNLUCKY)
+    one, other = mine["wait_seconds"].get(_UNLUCKY), theirs["wait_seconds"].get(_UNLUCKY)
+    if wait and one and other and _sure(wait) and not (_starves(mine) or _starves(theirs)):
+        # Under half a second nobody waits: a change of that size is no gain and no pain, however sure.
+        if abs(wait["mean"]) >= 0.5:
+            (gains if wait["mean"] < 0 else pains).append(
+                f"{what}: 95 of 100 start within {duration(one['mean'])} instead of {duration(other['mean'])}, "
+                f"{_by(wait, duration)} {'sooner' if wait['mean'] < 0 else 'later'}"
+            )
+    share = difference["share"]
+    is_endless = not most
+    if (is_endless or is_left) and abs(share["mean"]) >= _SEEN and _sure(share):
+        (gains if share["mean"] > 0 else pains).append(
+            f"{what} hold {percent(mine['share']['mean'])} of the slot-time instead of {percent(theirs['share']['mean'])}, "
+            f"{_by(share, points)} {'more' if share['mean'] > 0 else 'less'}"
+        )
+
+
+def _by(found: EstimateShape, said: Said) -> str:
+    """The size of a difference, whose interval is on one side of nought."""
+    low, high = found["low"], found["high"]
+    size = said(abs(found["mean"]))
+    if low is None or high is None:
+        return size
+    small, large = sorted((abs(low), abs(high)))
+    return f"{size} ({said(small)} to {said(large)})"
