@@ -16,17 +16,20 @@ What differs from the papers:
 2. *A flow is clamped whenever it becomes eligible*, on arrival and also when a quota or a full pool no
    longer blocks it: ``tag = max(tag, clock)``. Nobody saves up turns while unable to use them. A flow that
    stays eligible and merely waits for its turn is never clamped: that is what it is owed.
-3. *A reserve is served out of turn without taking the clock along.* Where all slots but others' reserves are in
-   use, a flow waits though its tag is the smallest; the clock stays at its tag until it is served (`hold_back`).
-   Else a class that is served from a reserve above its share would drag the clock past everyone else, whose turns
-   would then be lost in the clamp: ties would decide, and starve whoever loses them.
+3. *Whoever is served out of turn does not take the clock along.* Where the slots that are left are others'
+   reserves, or are held empty for somebody wide, a flow waits though its tag is the smallest; the clock stays at
+   its tag until it is served (`FairQueue.hold_back`). Else a class that is served from a reserve above its share
+   would drag the clock past everyone else, whose turns would be lost in the next clamp: ties would decide, and
+   starve whoever loses them. What the reserve took is charged all the same: while others wait, its class gets no
+   more than its reserve until they have caught up, and once nobody waits, its next grant takes the clock to it.
 
-Invariants: the clock never decreases; a flow that is eligible and not served keeps its tag; after a grant
-``clock >= `` the tag it was granted at, or the smallest tag of those held back. Bound, where charge equals cost: while two flows stay eligible,
+Invariants: the clock never decreases; a flow that is eligible and not served keeps its tag, and the clock does not
+pass it while it waits; after a grant ``clock >= `` the tag it was granted at, or the smallest tag of those held
+back. Bound, where charge equals cost: while two flows stay eligible,
 ``|N_f / w_f - N_g / w_g| <= c_f / w_f + c_g / w_g`` for slot-time N, weight w and largest cost c (Theorem 1
-of the 1996 paper). With settlement and K slots it becomes ``(K + 1) * (d_f / w_f + d_g / w_g)`` from a fresh start, for
-longest holds (or charges) d, since at most K grants can be outstanding at a wrong charge, and twice that between any
-two moments, ``2 * K * (d_f / w_f + d_g / w_g)``: see ``docs/explanation/bounds.md``.
+of the 1996 paper). With settlement and K slots it becomes ``(K + 1) * (d_f / w_f + d_g / w_g)`` from a fresh start,
+for longest holds (or charges) d, since at most K grants can be outstanding at a wrong charge, and
+``2 * K * (d_f / w_f + d_g / w_g)`` between any two moments: see ``docs/explanation/bounds.md``.
 
 Division stays exact: a tag is a whole number of virtual microseconds plus a remainder in units of
 ``1 / weight`` that is carried along, so any number of charges and settlements adds up to what one charge of
@@ -42,10 +45,12 @@ from callback_priority.core.flows import FlowState
 from callback_priority.core.units import MILLI
 from callback_priority.errors import InternalError
 
-__all__ = ["FairQueue", "Flow"]
+__all__ = ["NO_CEILING", "FairQueue", "Flow"]
 
 F = TypeVar("F", bound="Flow")
-_NO_CEILING: Final = 1 << 63
+
+NO_CEILING: Final = 1 << 63
+"""Further than any tag."""
 
 
 class Flow:
@@ -74,19 +79,20 @@ class Flow:
             self.tag = clock
             self.remainder = 0
 
-    def charge(self, slots: int, last: int) -> None:
+    def charge(self, slots: int, last: int, ceiling: int = NO_CEILING) -> None:
         """Charge grants outside a queue, all at once: the arithmetic is exact, so only the last one's start matters.
 
         Args:
             slots: How many slots they are wide together.
             last: How wide the last of them is.
+            ceiling: The smallest tag of those held back in the queue that admitted them.
         """
         if not slots:
             return
         if slots > last:
             whole, self.remainder = divmod(self.remainder + (slots - last) * self.step, self.weight)
             self.tag += whole
-        self.served_at = max(self.served_at, self._clock, self.tag)
+        self.served_at = max(self.served_at, self._clock, min(self.tag, ceiling))
         whole, self.remainder = divmod(self.remainder + last * self.step, self.weight)
         self.tag += whole
 
@@ -102,12 +108,12 @@ class FairQueue(Generic[F]):
         by_tag: Whether tags decide. When false, the flows' fixed order alone decides (strict priority).
     """
 
-    __slots__ = ("_by_tag", "_ceiling", "_heap", "clock")
+    __slots__ = ("_by_tag", "_heap", "ceiling", "clock")
 
     def __init__(self, flows: list[F], clock: int, *, by_tag: bool = True) -> None:
         self._by_tag = by_tag
         self.clock = clock
-        self._ceiling = _NO_CEILING
+        self.ceiling = NO_CEILING
         self._heap = [(flow.tag if by_tag else 0, flow.order, flow) for flow in flows]
         heapify(self._heap)
 
@@ -122,8 +128,12 @@ class FairQueue(Generic[F]):
         """Charge the head for one grant of ``width`` slots and find the next head."""
         flow = self._heap[0][2]
         tag = flow.tag
-        if self.clock < tag:
-            self.clock = max(self.clock, min(tag, self._ceiling))
+        if tag > self.clock:
+            ceiling = self.ceiling
+            if tag <= ceiling:
+                self.clock = tag
+            elif ceiling > self.clock:
+                self.clock = ceiling
         whole, flow.remainder = divmod(flow.remainder + width * flow.step, flow.weight)
         flow.tag = tag = tag + whole
         flow.served_at = self.clock
@@ -135,12 +145,12 @@ class FairQueue(Generic[F]):
         return heappop(self._heap)[2]
 
     def hold_back(self) -> F:
-        """Take the head out, as `drop` does, though it waits for its turn: what is left is reserved for others.
+        """Take the head out, as `drop` does, though it waits for its turn: what is left is not for it.
 
-        Whoever is served from a reserve in spite of a tag that is larger must not take the clock along past it.
+        Whoever is served before it from now on, though its tag is larger, does not take the clock past it.
         """
         flow = heappop(self._heap)[2]
-        self._ceiling = min(self._ceiling, flow.tag)
+        self.ceiling = min(self.ceiling, flow.tag)
         return flow
 
     def left(self) -> list[F]:

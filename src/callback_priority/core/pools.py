@@ -7,10 +7,10 @@ is *contested* and split by turns, by a fair queue of its own (`callback_priorit
 most `Entitlements.wide_bypass_limit` pool slots; then the pool is drained for it (others get only their
 reserves). Skipping without a bound starves it, blocking at once leaves slots empty.
 
-*Who keeps a turn.* A class that the split sent away because the pool's slots were used up, or all that are nobody
-else's reserve, or that waits for a wide head, is still eligible: it is owed its turn. One that its limit stopped is
-not, nor one that others' reserves never leave anything, and neither is
-one that the pool would have let in but for the scheduler's slots: there, turns are counted at the scheduler.
+*Who keeps a turn.* A class that the split sent away because the pool's slots were used up, or all but what is
+others' reserve, or that waits for a wide head, is still eligible: it is owed its turn, and the pool's clock waits
+for it. One that its limit stopped is not, nor one that the others' reserves never leave anything, nor one that the
+pool would have let in but for the scheduler's slots: there, turns are counted at the scheduler.
 A pool that is full from the start says nothing about turns, so it leaves them as they were.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceClass
-from callback_priority.core.fair_queue import FairQueue
+from callback_priority.core.fair_queue import NO_CEILING, FairQueue
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
 from callback_priority.core.quotas import NO_QUOTA
@@ -44,8 +44,8 @@ class PoolPass:
     """
 
     __slots__ = (
+        "_ceiling",
         "_clock",
-        "_flows",
         "_past",
         "_pool",
         "_reserved",
@@ -62,6 +62,7 @@ class PoolPass:
         self._slots: PoolSlots | None = terms.snapshot.pools.get(pool)
         self._past, self._clock = terms.past_of(_POOL, pool)
         self._reserved: dict[ServiceClass, int] = {}
+        self._ceiling = NO_CEILING
         self._untouched = False
 
     # Before the scheduler's slots are handed out ----------------------------------------------------------
@@ -168,9 +169,6 @@ class PoolPass:
                 line.reason = Reason.POOL_LIMIT
             elif room <= 0:
                 line.reason = Reason.POOL_RESERVE
-                if widest(terms, line.service_class, self._pool) > 0:
-                    queue.hold_back()
-                    continue
             elif width > room:
                 line.reason = Reason.TOO_WIDE
                 line.due = True
@@ -190,7 +188,11 @@ class PoolPass:
                     waiting.passed += width
                     draining = draining or already + waiting.passed >= bypass_limit
                 continue
-            queue.drop()
+            if self._is_owed_a_turn(line):
+                queue.hold_back()
+            else:
+                queue.drop()
+        self._ceiling = queue.ceiling
         for line in queue.left():
             # The pool's slots were used up before its turn; unless something else would have stopped it anyway.
             allowed = line.allowed
@@ -253,7 +255,7 @@ class PoolPass:
             elif line.granted < line.allowed:
                 # Not all that was admitted was granted: charge from where it stood.
                 line.start(line.state, 0, clock, charges[cls])
-                line.charge(line.granted_slots, line.last_width)
+                line.charge(line.granted_slots, line.last_width, self._ceiling)
             state = line.state
             after = served(
                 line,
@@ -261,6 +263,7 @@ class PoolPass:
                 line.granted_slots * charges[cls],
                 now,
                 eligible=line.contested
+                and self._terms.by_tag
                 and (
                     line.granted == line.allowed and self._is_owed_a_turn(line)
                     if cls is not _TASK
@@ -276,13 +279,16 @@ class PoolPass:
         answer = self._terms.snapshot.answer
         started = self._terms.started(line.service_class, self._pool)
         if answer is not None and started is not None and line.reason is not Reason.TOO_WIDE:
-            # A cap on one selection is not a block: where it kept tasks from being looked at, they keep their turn.
-            waits = answer.waiting if started else state.eligible and answer.kept_slots > 0
-            return waits and line.limit_left > 0
+            if line.limit_left <= 0:
+                return False
+            if answer.kept_slots > 0:
+                # A cap on one selection is not a block: where it kept tasks from being looked at, they keep their turn.
+                return answer.waiting if started else state.eligible
+            return bool(started) and line.startable < len(line.candidates) and self._is_owed_a_turn(line)
         return line.granted == line.allowed and self._is_owed_a_turn(line)
 
     def _is_owed_a_turn(self, line: Line) -> bool:
-        """Whether the line waits for slots that it will get in its turn."""
+        """Whether a line waits in the pool for slots that it will get in its turn."""
         if line.reason is Reason.POOL_RESERVE:
             return widest(self._terms, line.service_class, self._pool) > 0
         return line.reason in _OWED_A_TURN

@@ -41,6 +41,7 @@ from callback_priority.core.classes import (
 from callback_priority.core.fair_queue import FairQueue, Flow
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, ineligible, served
+from callback_priority.core.policies import Policy
 from callback_priority.core.pools import PoolPass, widest
 from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.snapshot import (
@@ -52,6 +53,7 @@ from callback_priority.core.snapshot import (
     Reason,
     Refusal,
     Snapshot,
+    TaskAnswer,
 )
 
 __all__ = ["decide"]
@@ -62,7 +64,8 @@ _SCHEDULER: Final = Level.SCHEDULER
 _POOLS_REASONS: Final = frozenset(
     {Reason.POOL_FULL, Reason.POOL_RESERVE, Reason.POOL_LIMIT, Reason.TOO_WIDE, Reason.DRAINING}
 )
-_SCHEDULER_QUOTAS: Final = frozenset({Reason.SLOT_LIMIT, Reason.SLOT_RESERVE})
+_SLOT_RESERVE: Final = Reason.SLOT_RESERVE
+_SCHEDULER_QUOTAS: Final = frozenset({Reason.SLOT_LIMIT, _SLOT_RESERVE})
 
 
 def decide(snapshot: Snapshot, entitlements: Entitlements) -> Decision:
@@ -149,11 +152,12 @@ def _of_one_backlog(snapshot: Snapshot, entitlements: Entitlements) -> Decision 
         pool_state = flow_state(FlowKey(_POOL, pool, cls), flows, pool_clock, entitlements)
     granted = min(free, len(candidates))
     waits = granted < len(candidates)
+    owed = waits and entitlements.policy is Policy.FAIR
     charge = state.estimate
     flow = Flow()
     flow.start(state, 0, clock, charge)
     flow.charge(granted, 1)
-    changed = {state.key: served(flow, granted, granted * charge, snapshot.now, eligible=waits)}
+    changed = {state.key: served(flow, granted, granted * charge, snapshot.now, eligible=owed)}
     flow.start(pool_state, 0, pool_clock, charge)
     flow.charge(granted, 1)
     changed[pool_state.key] = served(flow, granted, granted * charge, snapshot.now, eligible=False)
@@ -170,9 +174,12 @@ def _of_one_backlog(snapshot: Snapshot, entitlements: Entitlements) -> Decision 
 class _Party(Flow):
     """A class at the scheduler's slots: the heads of its lines, the smallest rank first, ties by the pools' names."""
 
-    __slots__ = ("by_name", "heads", "limit_left", "lines", "reason", "unmet")
+    __slots__ = ("by_name", "heads", "limit_left", "lines", "reason", "service_class", "unmet")
 
-    def __init__(self, lines: Sequence[Line], limit_left: int, unmet: int) -> None:
+    def __init__(
+        self, service_class: ServiceClass, lines: Sequence[Line], limit_left: int, unmet: int
+    ) -> None:
+        self.service_class = service_class
         self.lines = lines
         self.by_name = sorted(lines, key=attrgetter("pool")) if len(lines) > 1 else lines
         # Rank and place in one number, rank * lines + place, since numbers are compared faster than pairs.
@@ -330,6 +337,8 @@ class _Pass:
         promised = sum(reserves.values())
         total = self.snapshot.free_slots + sum(self.snapshot.held.values())
         past, clock = terms.past_of(_SCHEDULER, SCHEDULER_SCOPE)
+        # Those of which an earlier attempt has found that reserves stop them have a turn, though no pool admits them now.
+        stopped = [cls for (cls, _), (_, reason) in terms.caps.items() if reason is _SLOT_RESERVE]
         admitted: dict[ServiceClass, list[Line]] = {}
         for line in self.lines:
             if line.allowed:
@@ -338,46 +347,70 @@ class _Pass:
                     admitted[cls].append(line)
                 else:
                     admitted[cls] = [line]
+        for cls in stopped:
+            admitted.setdefault(cls, [])
         parties = []
         for cls, its_lines in admitted.items():
-            party = _Party(its_lines, limits.get(cls, UNLIMITED), unmet.get(cls, 0))
+            party = _Party(cls, its_lines, limits.get(cls, UNLIMITED), unmet.get(cls, 0))
             if party.limit_left <= 0:
                 party.stop(Reason.SLOT_LIMIT)
             elif promised - reserves.get(cls, 0) >= total:
-                # Nothing is ever left for it: it waits for no turn, so nobody's clock waits for it.
-                party.stop(Reason.SLOT_RESERVE)
+                # Nothing is ever left for it: it waits for no turn, and the clock does not wait for it.
+                party.stop(_SLOT_RESERVE)
             else:
                 state = terms.state(_SCHEDULER, SCHEDULER_SCOPE, cls, past.get(cls), clock)
                 party.start(state, terms.orders[cls], clock, terms.charges[cls])
                 parties.append(party)
-        self._serve(FairQueue(parties, clock, by_tag=terms.by_tag), reserved)
+        tasks_wait = self.answer is not None and self._tasks_wait(self.answer)
+        self._serve(FairQueue(parties, clock, by_tag=terms.by_tag), reserved, stopped, tasks_wait=tasks_wait)
         for party in parties:
-            self._close(party)
-        competed = {party.lines[0].service_class for party in parties}
-        for cls in CLASS_ORDER:
-            if cls not in competed and cls in past and past[cls].eligible:
-                self._set_ineligible(SCHEDULER_FLOWS[cls])
+            if party.service_class is _TASK and self.answer is not None:
+                waits = tasks_wait and party.limit_left > 0
+            else:
+                waits = party.reason is _SLOT_RESERVE or (party.reason is None and bool(party.heads))
+            self._close(party, eligible=waits and terms.by_tag)
+        waiting = [party.service_class for party in parties]
+        if tasks_wait:
+            waiting.append(_TASK)
+        for cls, state in past.items():
+            if state.eligible and cls not in waiting:
+                self._set_ineligible(state.key)
 
-    def _serve(self, queue: FairQueue[_Party], reserved: int) -> None:
+    def _tasks_wait(self, answer: TaskAnswer) -> bool:
+        """Whether, after Airflow's answer, more task instances wait for the scheduler's slots, and for nothing else."""
+        if answer.kept_slots > 0 or not answer.waiting:
+            return answer.waiting
+        # Where it was asked and has started nothing, nothing can run.
+        return any(
+            line.startable < len(line.candidates) and (line.startable or line.pool not in answer.started)
+            for line in self.lines
+            if line.service_class is _TASK and line.reason is None
+        )
+
+    def _serve(
+        self, queue: FairQueue[_Party], reserved: int, stopped: Sequence[ServiceClass], *, tasks_wait: bool
+    ) -> None:
         executors = dict(self.snapshot.executor_slots)
         free, grants = self.free, self.grants
-        waiting_tasks = self._waiting_tasks()
         while free > 0 and queue:
             party = queue.head()
+            is_left_nothing = free - reserved + party.unmet <= 0
             if not party.heads:
-                if waiting_tasks is party.lines[0] and free - reserved + party.unmet <= 0 < party.limit_left:
-                    # All of them that Airflow was offered slots for have started; the others wait as everyone does.
+                # Of tasks, all that Airflow was offered slots for have started; the others wait as everyone does.
+                waits = is_left_nothing and tasks_wait and party.service_class is _TASK
+                if (waits or party.service_class in stopped) and party.limit_left > 0:
+                    party.reason = _SLOT_RESERVE
                     queue.hold_back()
                 else:
                     queue.drop()
                 continue
-            if free - reserved + party.unmet <= 0 or party.limit_left <= 0:
-                if party.limit_left <= 0:
-                    party.stop(Reason.SLOT_LIMIT)
-                    queue.drop()
-                else:
-                    party.stop(Reason.SLOT_RESERVE)
-                    queue.hold_back()
+            if party.limit_left <= 0:
+                party.stop(Reason.SLOT_LIMIT)
+                queue.drop()
+                continue
+            if is_left_nothing:
+                party.stop(_SLOT_RESERVE)
+                queue.hold_back()
                 continue
             line = party.by_name[party.heads[0] % len(party.lines)]
             candidate = line.candidates[line.position]
@@ -402,30 +435,19 @@ class _Pass:
             queue.grant()
             party.advance(line)
 
-    def _waiting_tasks(self) -> Line | None:
-        """The first line of the tasks, if Airflow's answer says that more of them wait."""
-        if self.answer is None or not self.answer.waiting:
-            return None
-        return next((line for line in self.lines if line.service_class is _TASK and line.allowed), None)
-
     # Afterwards -------------------------------------------------------------------------------------------
 
-    def _close(self, party: _Party) -> None:
+    def _close(self, party: _Party, *, eligible: bool) -> None:
         state = party.state
         granted = sum([line.granted for line in party.lines])
-        waits = bool(party.heads) and party.reason is not Reason.SLOT_LIMIT
-        if party.lines[0].service_class is _TASK and self.answer is not None:
-            waits = self.answer.waiting and party.limit_left > 0
-        charge = granted * self.terms.charges[party.lines[0].service_class]
-        after = served(party, granted, charge, self.snapshot.now, eligible=waits)
+        charge = granted * self.terms.charges[party.service_class]
+        after = served(party, granted, charge, self.snapshot.now, eligible=eligible)
         if granted or after != self.snapshot.flows.get(state.key):
             self.changed[state.key] = after
 
     def _set_ineligible(self, key: FlowKey) -> None:
         state = self.changed.get(key) or self.snapshot.flows.get(key)
         if state is None or not state.eligible:
-            return
-        if key.service_class is _TASK and self.answer is not None and self.answer.waiting:
             return
         self.changed[key] = ineligible(state)
 
