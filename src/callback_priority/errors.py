@@ -10,6 +10,7 @@ __all__ = [
     "CallbackPriorityError",
     "ConfigurationError",
     "InternalError",
+    "MissingExtraError",
     "Problem",
     "TransactionLostError",
 ]
@@ -21,6 +22,21 @@ class CallbackPriorityError(Exception):
 
 class InternalError(CallbackPriorityError, AssertionError):
     """An invariant that this library promises to itself does not hold: a bug here, never in a Dag."""
+
+
+class MissingExtraError(CallbackPriorityError, ImportError):
+    """Something was asked for that needs packages which are not installed.
+
+    Args:
+        what: What was asked for.
+        package: What is missing.
+        extra: The extra of this distribution that brings it.
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs {package}, which is not installed here: pip install 'callback-priority[{extra}]'"
+        )
 
 
 class TransactionLostError(CallbackPriorityError):

@@ -38,6 +38,7 @@ __all__ = [
     "LagSummary",
     "TreatmentSummary",
     "compare",
+    "processes",
     "set_options",
 ]
 
@@ -358,14 +359,23 @@ def _runs(
                 progress=lambda part, done=number: progress((done + part) / len(tasks)),  # type: ignore[misc]
             )
         return
-    context = multiprocessing.get_context(_START_METHOD)
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_end_when_interrupted) as pool:
+    with processes(jobs) as pool:
         futures = [pool.submit(run, scenario, treatment, seed=seed) for treatment, seed in tasks]
         try:
             for each in futures:
                 yield each.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def processes(jobs: int) -> ProcessPoolExecutor:
+    """Processes that can run scenarios.
+
+    Args:
+        jobs: How many.
+    """
+    context = multiprocessing.get_context(_START_METHOD)
+    return ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_end_when_interrupted)
 
 
 def _end_when_interrupted() -> None:
