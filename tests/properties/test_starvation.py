@@ -60,10 +60,6 @@ def case(*streams, settings=None, changes=(), **kwargs):
     return Case(scenario=scenario, settings=settings or Settings(initial_hold_seconds=4.0), changes=changes)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a grant out of turn, by a reserve, moves the clock past those that wait, and those it stops are clamped",
-)
 @pytest.mark.parametrize("reserve", [1, 2])
 def test_a_reserve_that_is_in_use_starves_nobody_of_the_rest(reserve):
     """A class that is served by its reserve, out of turn, takes nobody else's turn with it."""

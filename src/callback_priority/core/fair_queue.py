@@ -5,7 +5,8 @@ Switching Networks" (SIGCOMM 1996); with many slots served at once, SFQ(D): Jin,
 Proportional Sharing for a Storage Service Utility" (SIGMETRICS 2004).
 
 Each flow has a start tag, the scope a clock (virtual time). A grant goes to the eligible flow with the
-smallest tag, ties by a fixed order; the clock rises to that tag; the tag rises by cost / weight.
+smallest tag, ties to whoever was last served the longest ago, then by a fixed order; the clock rises to that tag;
+the tag rises by cost / weight.
 
 What differs from the papers:
 
@@ -48,6 +49,8 @@ from callback_priority.errors import InternalError
 __all__ = ["NO_CEILING", "FairQueue", "Flow"]
 
 F = TypeVar("F", bound="Flow")
+_ORDER_BITS: Final = 4
+"""Of a place in the fixed order."""
 
 NO_CEILING: Final = 1 << 63
 """Further than any tag."""
@@ -114,7 +117,14 @@ class FairQueue(Generic[F]):
         self._by_tag = by_tag
         self.clock = clock
         self.ceiling = NO_CEILING
-        self._heap = [(flow.tag if by_tag else 0, flow.order, flow) for flow in flows]
+        if by_tag:
+            # A clamp makes ties. Were they always won by the same flow, it could starve one that loses its turn again and
+            # again, such as where another place of contention keeps both away while the clock moves on.
+            for flow in flows:
+                flow.order += flow.state.clock << _ORDER_BITS
+            self._heap = [(flow.tag, flow.order, flow) for flow in flows]
+        else:
+            self._heap = [(0, flow.order, flow) for flow in flows]
         heapify(self._heap)
 
     def __len__(self) -> int:
