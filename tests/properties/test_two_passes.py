@@ -6,6 +6,7 @@ import attrs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from callback_priority.core.policies import Policy
 from callback_priority.core.quotas import Quota
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Backlog, Candidate, PoolSlots, Reason, Snapshot, TaskAnswer
@@ -80,6 +81,15 @@ def test_kept_slots_stay_empty():
     second = decide(answered(contested(), 2, kept_slots=2, waiting=True), Rules())
     assert len(second.grants) == 6
     assert second.task_slots == 2
+
+
+def test_kept_slots_count_towards_the_reserve_of_the_tasks():
+    """Else both together took the slot that is reserved for a deadline."""
+    quotas = {DEADLINE: Quota(reserve_slots=1), TASK: Quota(reserve_slots=3)}
+    rules = Rules(policy=Policy.TASKS_FIRST, slot_quotas=quotas)
+    assert decide(contested(6), rules).task_slots == 5
+    second = decide(answered(contested(6), 1, kept_slots=4, waiting=True), rules)
+    assert [grant.service_class for grant in second.grants] == [TASK, DEADLINE]
 
 
 EQUAL = Rules(weights={DEADLINE: 1_000, TASK: 1_000})

@@ -332,7 +332,8 @@ class _Pass:
                 limits[cls] = quota.limit_slots - held
         if self.answer is not None:
             started = sum([len(widths) for widths in self.answer.started.values()])
-            unmet[_TASK] = max(unmet.get(_TASK, 0), started)
+            # The slots that are kept for tasks are of their reserve, too.
+            unmet[_TASK] = max(unmet.get(_TASK, 0) - self.answer.kept_slots, started)
         reserved = sum(unmet.values())
         promised = sum(reserves.values())
         total = self.snapshot.free_slots + sum(self.snapshot.held.values())
