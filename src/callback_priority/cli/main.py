@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from callback_priority import __version__
-from callback_priority.cli import doctor, lint, listing, replay, show, simulate, status
+from callback_priority.cli import doctor, lint, listing, replay, show, simulate, status, tune
 
 __all__ = ["main"]
 
@@ -25,7 +25,7 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it."""
 
-COMMANDS = (doctor, status, listing, show, simulate, replay, lint)
+COMMANDS = (doctor, status, listing, show, simulate, tune, replay, lint)
 
 
 def _parser() -> argparse.ArgumentParser:
