@@ -233,6 +233,14 @@ class Simulation:
             entry.at for line in self._lines.values() if line.service_class is service_class for entry in line
         ]
 
+    def longest_holds(self) -> list[int]:
+        """The longest hold of each class, in microseconds; of what still runs at the end, until then."""
+        longest = list(self.meter.longest_hold)
+        for replica in self._replicas:
+            for each in replica.running:
+                longest[each.place] = max(longest[each.place], self._until - each.granted_at)
+        return longest
+
     def _next_loop(self, replica: _Replica) -> int:
         """When the next loop of a scheduler is that can change something."""
         if not replica.stale:

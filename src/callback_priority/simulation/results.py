@@ -102,8 +102,9 @@ class Lag:
         first: The one.
         second: The other.
         seconds: The furthest.
-        bound: ``(K + 1) * (d_f / w_f + d_g / w_g)`` with all slots K and the longest holds d that ended: see
-            `callback_priority.core.fair_queue`.
+        bound: What start-time fair queuing promises of any two moments of such a stretch,
+            ``2 * K * (d_f / w_f + d_g / w_g)`` with all slots K and, of each class, the longest hold d that came up or, if that
+            is more, the first charge. ``docs/explanation/bounds.md`` derives it.
     """
 
     first: ServiceClass
@@ -186,7 +187,7 @@ def run(
         classes=classes,
         dags={cls: _by_dag(meter, place) for place, cls in enumerate(meter.classes)},
         contention=_contention(meter, weights),
-        lags=_lags(meter, weights, slots),
+        lags=_lags(simulation, weights, scenario, treatment),
         utilisation=used / (slots * scenario.seconds),
         decisions=simulation.decisions,
     )
@@ -260,19 +261,23 @@ def _contention(meter: Meter, weights: Mapping[ServiceClass, float]) -> tuple[Co
     return tuple(sorted(found, key=lambda each: (-each.seconds, each.classes)))
 
 
-def _lags(meter: Meter, weights: Mapping[ServiceClass, float], slots: int) -> tuple[Lag, ...]:
-    found = []
-    for pair in meter.lags():
-        first, second = meter.classes[pair.first], meter.classes[pair.second]
-        longest = [
-            meter.longest_hold[meter.place[cls]] / weights[cls] / MICROSECONDS for cls in (first, second)
-        ]
-        found.append(
-            Lag(
-                first=first,
-                second=second,
-                seconds=pair.furthest / MICROSECONDS,
-                bound=(slots + 1) * sum(longest),
-            )
+def _lags(
+    simulation: Simulation, weights: Mapping[ServiceClass, float], scenario: Scenario, treatment: Treatment
+) -> tuple[Lag, ...]:
+    meter, slots = simulation.meter, scenario.slots * scenario.schedulers
+    # A scheduler learns of another one's overruns a loop late.
+    late = scenario.loop_seconds if scenario.schedulers > 1 else 0.0
+    first_charge = treatment.settings.initial_estimate / MICROSECONDS
+    longest = [
+        max(micros / MICROSECONDS + late, first_charge) / weights[cls]
+        for cls, micros in zip(meter.classes, simulation.longest_holds(), strict=True)
+    ]
+    return tuple(
+        Lag(
+            first=meter.classes[pair.first],
+            second=meter.classes[pair.second],
+            seconds=pair.furthest / MICROSECONDS,
+            bound=2 * slots * (longest[pair.first] + longest[pair.second]),
         )
-    return tuple(found)
+        for pair in meter.lags()
+    )
