@@ -33,6 +33,7 @@ from callback_priority.core.ledger import Ledger, Settlement
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Backlog, Candidate, Decision, Entitlements, PoolSlots, Snapshot
 from callback_priority.core.units import SlotMicros, seconds_to_micros
+from callback_priority.errors import ConfigurationError, Problem
 from callback_priority.policy.settings import Settings
 from callback_priority.simulation.backlog import Line, Turns, Waiting, task_rank
 from callback_priority.simulation.meter import Meter
@@ -115,6 +116,20 @@ class _Replica:
         self.down_until = 0
 
 
+def _refuse_endless_callbacks(scenario: Scenario) -> None:
+    problems = [
+        Problem(
+            key=f"streams[{stream.name!r}].arrivals",
+            value=None,
+            remedy="only tasks have a backlog without end; write arrivals, such as a storm larger than what can be served",
+        )
+        for stream in scenario.streams
+        if stream.endless and stream.service_class is not _TASK
+    ]
+    if problems:
+        raise ConfigurationError(problems, f"scenario {scenario.name!r}")
+
+
 class Simulation:
     """One run of a scenario under a treatment.
 
@@ -124,6 +139,9 @@ class Simulation:
         seed: Which random numbers.
         bins: Into how many stretches of equal length what is told over time is divided.
         watch: Is told of everything that happens.
+
+    Raises:
+        ConfigurationError: If callbacks are to have a backlog without end.
     """
 
     def __init__(
@@ -141,6 +159,7 @@ class Simulation:
         self._settings = treatment.settings
         self._until = seconds_to_micros(scenario.seconds)
         self._step = seconds_to_micros(scenario.loop_seconds)
+        _refuse_endless_callbacks(scenario)
         taking_part = {stream.service_class for stream in scenario.streams}
         classes = [cls for cls in CLASS_ORDER if cls in taking_part]
         self.meter = Meter(
