@@ -12,6 +12,7 @@ nothing of the class, so that such a class is told of by how many were left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import attrs
 
@@ -26,17 +27,21 @@ from callback_priority.simulation.report.words import (
     Said,
     duration,
     joined,
-    name,
     number,
     parted,
     percent,
     points,
+    quoted,
     workloads,
 )
 
 __all__ = ["Findings", "Versus", "find"]
 
 _UNLUCKY = "0.95"
+_TOLD = {"0.5": "half", _UNLUCKY: "95 of 100"}
+"""The quantiles of waits that treatments are held against each other by."""
+_FELT_SECONDS = 0.5
+"""Nobody feels a change of a wait by less, however sure."""
 _STARVES = 0.05
 """With a larger part never started, a class is told of by what was left, not by its waits."""
 _SEEN = 0.005
@@ -84,16 +89,15 @@ def find(comparison: ComparisonShape) -> Findings:
         comparison: What `callback_priority.simulation.comparison.Comparison.to_json` gave.
     """
     treatments = comparison["treatments"]
-    ranked = [_Ranking.of(cls, treatments) for cls in treatments[0]["classes"] if _arrives(cls, treatments)]
-    told = [each for each in ranked if each.best is not None]
+    told = [_Ranking.of(cls, treatments) for cls in treatments[0]["classes"] if _arrives(cls, treatments)]
     different = [each for each in told if each.differs]
     if len(treatments) == 1:
         (only,) = treatments
         headline = (
-            f"Under {name(only['name'])}: "
+            f"Under {quoted(only['name'])}: "
             + "; ".join(f"of {workloads(each.cls)}, {_got(only['classes'][each.cls])}" for each in told)
             if told
-            else f"Under {name(only['name'])}, nothing arrived that could wait"
+            else f"Under {quoted(only['name'])}, nothing arrived that could wait"
         )
         return Findings(headline=headline, cost="", classes=(), versus=())
     versus = tuple(_versus(treatment, treatments[0]) for treatment in treatments[1:])
@@ -170,66 +174,77 @@ def _differ(cls: str, first: TreatmentShape, second: TreatmentShape) -> bool:
 
 @attrs.frozen(kw_only=True)
 class _Ranking:
-    """Under which treatments a class waits least and longest; those that are not told apart from these stand with them."""
+    """Under which treatments a class waits least and longest, and which can't be told from these."""
 
     cls: str
-    best: TreatmentShape | None
+    best: TreatmentShape
     also_best: tuple[TreatmentShape, ...]
-    worst: TreatmentShape | None
+    worst: TreatmentShape
+    also_worst: tuple[TreatmentShape, ...]
     differs: bool
 
     @classmethod
     def of(cls, service_class: str, treatments: Sequence[TreatmentShape]) -> _Ranking:
         order = sorted(treatments, key=lambda each: _rank(each["classes"][service_class]))
         best, worst = order[0], order[-1]
+        between = [each for each in treatments if each is not best and each is not worst]
+        also_best = tuple(each for each in between if not _differ(service_class, best, each))
+        also_worst = (
+            each for each in between if each not in also_best and not _differ(service_class, worst, each)
+        )
         return cls(
             cls=service_class,
             best=best,
-            also_best=tuple(
-                each
-                for each in treatments
-                if each is not best and not _differ(service_class, best, each) and each is not worst
-            ),
+            also_best=also_best,
             worst=worst,
+            also_worst=tuple(also_worst),
             differs=_differ(service_class, best, worst),
         )
 
     @property
     def effect(self) -> tuple[float, float]:
         """How striking the difference is: what starves first, then by how many times longer the wait is."""
-        if self.best is None or self.worst is None:
-            return (0.0, 0.0)
         best, worst = self.best["classes"][self.cls], self.worst["classes"][self.cls]
-        left = _left(worst) - _left(best)
         if _starves(worst):
-            return (left, 0.0)
+            return (_left(worst) - _left(best), 0.0)
         return (0.0, _rank(worst)[1] / max(_rank(best)[1], 0.1))
 
     def headline(self) -> str:
-        if self.best is None or self.worst is None:
-            return ""
-        best, worst = self.best["classes"][self.cls], self.worst["classes"][self.cls]
         what = workloads(self.cls)
         return (
-            f"{what[0].upper()}{what[1:]} wait least under {name(self.best['name'])}: {_got(best, with_interval=False)}. "
-            f"Under {name(self.worst['name'])}, {_got(worst, with_interval=False)}"
+            f"{what[0].upper()}{what[1:]} wait least under {quoted(self.best['name'])}: {self._best()}. "
+            f"Under {quoted(self.worst['name'])}, {self._worst()}"
         )
 
     def sentence(self) -> str:
-        if self.best is None or self.worst is None:
-            return ""
         what = f"<strong>{workloads(self.cls)}</strong>"
-        best, worst = self.best["classes"][self.cls], self.worst["classes"][self.cls]
+        best, worst = quoted(self.best["name"]), quoted(self.worst["name"])
         if not self.differs:
-            return f"{what} wait about the same under all settings: {_got(best)} under {name(self.best['name'])}, {_got(worst)} under {name(self.worst['name'])}."
-        said = f"{what} wait least under {name(self.best['name'])}: {_got(best)}."
-        if self.also_best:
-            others = joined([name(each["name"]) for each in self.also_best])
-            said += f" {others} can't be told from it."
-        return f"{said} Longest under {name(self.worst['name'])}: {_got(worst)}."
+            found = (
+                f"{self._best()} under {best}, {self._worst()} under {worst}"
+                if best != worst
+                else self._best()
+            )
+            return f"{what} wait about the same under all settings: {found}."
+        return (
+            f"{what} wait least under {best}: {self._best()}.{_alike(self.also_best)} "
+            f"Longest under {worst}: {self._worst()}.{_alike(self.also_worst)}"
+        )
+
+    def _best(self) -> str:
+        return _got(self.best["classes"][self.cls])
+
+    def _worst(self) -> str:
+        return _got(self.worst["classes"][self.cls])
 
 
-def _got(found: ClassShape, *, with_interval: bool = True) -> str:
+def _alike(treatments: Sequence[TreatmentShape]) -> str:
+    if not treatments:
+        return ""
+    return f" {joined([quoted(each['name']) for each in treatments])} can't be told from it."
+
+
+def _got(found: ClassShape) -> str:
     """What became of a class, in half a sentence."""
     arrived, started, waiting = (found[key]["mean"] for key in ("arrived", "started", "waiting"))
     if not started and not arrived:
@@ -239,7 +254,7 @@ def _got(found: ClassShape, *, with_interval: bool = True) -> str:
     wait = found["wait_seconds"].get(_UNLUCKY)
     if _starves(found) or wait is None:
         return f"{number(waiting)} of {number(arrived)} ({percent(_left(found))}) never start"
-    between = parted(wait, duration) if with_interval else ""
+    between = parted(wait, duration)
     return f"95 of 100 start within {duration(wait['mean'])}" + (f" ({between})" if between else "")
 
 
@@ -247,19 +262,17 @@ def _got(found: ClassShape, *, with_interval: bool = True) -> str:
 
 
 def _cost(most: _Ranking, treatments: Sequence[TreatmentShape]) -> str:
-    """What the best treatment of the headline costs others."""
+    """What the best treatment of the headline costs, the others or the class itself."""
     first = treatments[0]
     best, worst = most.best, most.worst
-    if best is None or worst is None:
-        return ""
     if best is not first:
         pains, against = _versus(best, first).pains, first
     else:
         # Held against the first, a treatment's gains are what the first lacks.
         pains, against = tuple(_mirrored(worst, first)), worst
     if not pains:
-        return f"Against {name(against['name'])}, it costs the others nothing that can be told from chance."
-    return f"What it costs, against {name(against['name'])}: " + "; ".join(pains) + "."
+        return f"Against {quoted(against['name'])}, that costs nobody anything that can be told from chance."
+    return f"What it costs, against {quoted(against['name'])}: " + "; ".join(pains) + "."
 
 
 def _mirrored(treatment: TreatmentShape, first: TreatmentShape) -> list[str]:
@@ -304,9 +317,9 @@ def _versus(treatment: TreatmentShape, first: TreatmentShape) -> Versus:
     mine_used, theirs_used = treatment["utilisation"], first["utilisation"]
     if abs(mine_used["mean"] - theirs_used["mean"]) >= _SEEN and _apart(mine_used, theirs_used):
         (gains if mine_used["mean"] > theirs_used["mean"] else pains).append(
-            f"slots are in use {percent(mine_used['mean'])} of the time instead of {percent(theirs_used['mean'])}"
+            f"of the slots' time, {percent(mine_used['mean'])} is in use instead of {percent(theirs_used['mean'])}"
         )
-    return Versus(name=name(treatment["name"]), gains=tuple(gains), pains=tuple(pains), same=tuple(same))
+    return Versus(name=quoted(treatment["name"]), gains=tuple(gains), pains=tuple(pains), same=tuple(same))
 
 
 def _tell(
@@ -317,32 +330,36 @@ def _tell(
     gains: list[str],
     pains: list[str],
 ) -> None:
-    """What differs for one class: how many are left, how long the unlucky wait, what part of the slot-time it holds."""
+    """What differs for one class: how many are left, how long they wait, what part of the slot-time it holds."""
     what = f"<strong>{workloads(cls)}</strong>"
     left = difference["waiting"]
     most = max(mine["arrived"]["mean"], theirs["arrived"]["mean"])
     is_left = bool(most) and abs(left["mean"]) / most >= _SEEN and _sure(left)
     if is_left:
         (gains if left["mean"] < 0 else pains).append(
-            f"{what}: {number(mine['waiting']['mean'])} of {number(most)} never start instead of "
-            f"{number(theirs['waiting']['mean'])}"
+            f"{what}: {number(mine['arrived']['mean'] - mine['waiting']['mean'])} of {number(most)} start instead of "
+            f"{number(theirs['arrived']['mean'] - theirs['waiting']['mean'])}"
         )
-    wait = difference["wait_seconds"].get(_UNLUCKY)
-    one, other = mine["wait_seconds"].get(_UNLUCKY), theirs["wait_seconds"].get(_UNLUCKY)
-    if wait and one and other and _sure(wait) and not (_starves(mine) or _starves(theirs)):
-        # Under half a second nobody waits: a change of that size is no gain and no pain, however sure.
-        if abs(wait["mean"]) >= 0.5:
-            (gains if wait["mean"] < 0 else pains).append(
-                f"{what}: 95 of 100 start within {duration(one['mean'])} instead of {duration(other['mean'])}, "
-                f"{_by(wait, duration)} {'sooner' if wait['mean'] < 0 else 'later'}"
-            )
+    if not (_starves(mine) or _starves(theirs)):
+        for quantile, said in _TOLD.items():
+            wait = difference["wait_seconds"].get(quantile)
+            one, other = mine["wait_seconds"].get(quantile), theirs["wait_seconds"].get(quantile)
+            if wait and one and other and _sure(wait) and abs(wait["mean"]) >= _FELT_SECONDS:
+                (gains if wait["mean"] < 0 else pains).append(
+                    f"{what}: {said} start within {duration(one['mean'])} instead of {duration(other['mean'])}, "
+                    f"{_by(wait, duration)} {'sooner' if wait['mean'] < 0 else 'later'}"
+                )
     share = difference["share"]
-    is_endless = not most
-    if (is_endless or is_left) and abs(share["mean"]) >= _SEEN and _sure(share):
+    if (is_left or not most) and abs(share["mean"]) >= _SEEN and _sure(share):
         (gains if share["mean"] > 0 else pains).append(
-            f"{what} hold {percent(mine['share']['mean'])} of the slot-time instead of {percent(theirs['share']['mean'])}, "
-            f"{_by(share, points)} {'more' if share['mean'] > 0 else 'less'}"
+            f"{what} hold {number(_slots(mine))} slots on average instead of {number(_slots(theirs))}; of the slot-time in use "
+            f"that is {percent(mine['share']['mean'])} instead of {percent(theirs['share']['mean'])}, "
+            f"{_by(share, points)} points {'more' if share['mean'] > 0 else 'less'}"
         )
+
+
+def _slots(found: ClassShape) -> float:
+    return fmean(found["slots_over_time"])
 
 
 def _by(found: EstimateShape, said: Said) -> str:

@@ -236,7 +236,7 @@ def _shades(waited: Sequence[float]) -> str:
         if depths[start]:
             left, width = (100 * each / len(depths) for each in (start, place - start))
             found.append(
-                f'<rect class="shade" x="{left:.2f}%" width="{width:.2f}%" height="100%" opacity="{depths[start] / 4:g}"/>'
+                f'<rect class="shade" x="{left:.2f}%" width="{width:.2f}%" height="{STRIP_HEIGHT + 8}" opacity="{depths[start] / 4:g}"/>'
             )
         start = place
     return "".join(found)

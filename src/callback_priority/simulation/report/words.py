@@ -20,7 +20,9 @@ __all__ = [
     "number",
     "parted",
     "percent",
+    "plain",
     "points",
+    "quoted",
     "workloads",
 ]
 
@@ -80,12 +82,12 @@ def percent(part: float) -> str:
 
 
 def points(part: float) -> str:
-    """The difference of two percentages, without its sign.
+    """The difference of two percentages, without its sign and its unit.
 
-    >>> points(-0.0824).replace(SPACE, " ")
-    '8.2 points'
+    >>> points(-0.0824)
+    '8.2'
     """
-    return f"{abs(part) * 100:.1f}{SPACE}points"
+    return f"{abs(part) * 100:.1f}"
 
 
 def number(value: float) -> str:
@@ -103,15 +105,18 @@ def index(value: float) -> str:
 
 
 def parted(found: EstimateShape, said: Said) -> str:
-    """The ends of an interval, nothing below nought; empty if there is no interval.
+    """The ends of an interval, nothing below nought; empty if there is none, or nothing to be seen of it.
 
     >>> parted({"mean": 60, "low": -6, "high": 126, "n": 4}, number)
     '0 to 126'
+    >>> parted({"mean": 1, "low": 0.9999, "high": 1.0001, "n": 4}, percent)
+    ''
     """
     low, high = found["low"], found["high"]
     if low is None or high is None:
         return ""
-    return f"{said(max(0.0, low))} to {said(max(0.0, high))}"
+    ends = [said(max(0.0, low)), said(max(0.0, high))]
+    return "" if set(ends) == {said(found["mean"])} else " to ".join(ends)
 
 
 def counted(amount: float, one: str, many: str | None = None) -> str:
@@ -133,19 +138,35 @@ def joined(parts: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def name(text: str) -> str:
-    r"""A name that somebody gave, as markup: it can neither break out of its place nor turn what is around it.
+def plain(text: str) -> str:
+    r"""Text that somebody gave, as markup that is text only, without what can't be shown.
 
-    >>> name("<b>")
-    '<bdi>&lt;b&gt;</bdi>'
-    >>> name("a\x00b\x1b")
-    '<bdi>a\\x00b\\x1b</bdi>'
+    >>> plain("a < b\x00\x1b")
+    'a &lt; b\\x00\\x1b'
     """
     shown = "".join(
         each if each.isprintable() else " " if each.isspace() else each.encode("unicode_escape").decode()
         for each in text
     )
-    return f"<bdi>{escape(shown)}</bdi>"
+    return escape(shown)
+
+
+def name(text: str) -> str:
+    """A name that somebody gave, as markup: it can neither break out of its place nor turn what is around it.
+
+    >>> name("<b>")
+    '<bdi>&lt;b&gt;</bdi>'
+    """
+    return f"<bdi>{plain(text)}</bdi>"
+
+
+def quoted(text: str) -> str:
+    """A name that somebody gave, as markup within a sentence, where it could be taken for part of it.
+
+    >>> quoted("fair, 8 reserved")
+    '“<bdi>fair, 8 reserved</bdi>”'
+    """
+    return f"“{name(text)}”"
 
 
 def workloads(service_class: str) -> str:
