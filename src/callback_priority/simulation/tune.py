@@ -46,8 +46,8 @@ TRIALS: Final = 30
 SEEDS: Final = 5
 UNSEEN_SEEDS: Final = 20
 
-REQUIRED: Final = 0.9
-"""The part of the unseen seeds that must meet each goal."""
+REQUIRED: Final = 0.95
+"""The part of the unseen seeds that must meet each goal: 19 of 20. What is met by three in four passes this check once in thirty times."""
 
 _MARGINS: Final = (0.05, 0.1, 0.2, 0.4)
 _TELLING: Final = 0.95
