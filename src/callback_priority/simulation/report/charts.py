@@ -9,6 +9,7 @@ from callback_priority.simulation.report import plots
 from callback_priority.simulation.report.pieces import (
     bare_row,
     below,
+    card_grid,
     colour,
     legend,
     picture,

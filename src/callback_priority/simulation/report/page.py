@@ -9,6 +9,7 @@ from statistics import fmean
 from callback_priority.simulation.report import charts
 from callback_priority.simulation.report.findings import find
 from callback_priority.simulation.report.pieces import (
+    card_grid,
     confidence,
     sure,
     swatch,
