@@ -40,7 +40,17 @@ class Terms:
             bound them: what the scheduler's quotas left of it in an earlier attempt.
     """
 
-    __slots__ = ("by_tag", "caps", "charges", "entitlements", "orders", "past", "snapshot", "without")
+    __slots__ = (
+        "awaited",
+        "by_tag",
+        "caps",
+        "charges",
+        "entitlements",
+        "orders",
+        "past",
+        "snapshot",
+        "without",
+    )
 
     def __init__(
         self,
@@ -53,7 +63,8 @@ class Terms:
         self.entitlements = entitlements
         self.without = without
         self.caps = caps or {}
-        self.past = past = _by_scope(snapshot.flows)
+        past, self.awaited = _by_scope(snapshot.flows)
+        self.past = past
         # What a grant is charged for one slot, at both levels: a hold has one charge, which is settled once.
         self.charges = {
             cls: state.estimate for cls, state in past[_SCHEDULER].get(SCHEDULER_SCOPE, _NO_PAST).items()
@@ -100,16 +111,22 @@ class Terms:
 
 def _by_scope(
     flows: Mapping[FlowKey, FlowState],
-) -> dict[Level, dict[str, dict[ServiceClass, FlowState]]]:
-    """The flows, sorted once, so that a scope finds its own without making and hashing a key for each."""
+) -> tuple[dict[Level, dict[str, dict[ServiceClass, FlowState]]], dict[str, list[FlowState]]]:
+    """The flows, sorted once, so that a scope finds its own without making and hashing a key for each.
+
+    With them, by pool, those that were eligible there.
+    """
     found: dict[Level, dict[str, dict[ServiceClass, FlowState]]] = {_POOL: {}, _SCHEDULER: {}}
+    awaited: dict[str, list[FlowState]] = {}
     for (level, scope, service_class), state in flows.items():
         scopes = found[level]
         if scope in scopes:
             scopes[scope][service_class] = state
         else:
             scopes[scope] = {service_class: state}
-    return found
+        if state.eligible and level is _POOL:
+            awaited.setdefault(scope, []).append(state)
+    return found, awaited
 
 
 class Line(Flow):

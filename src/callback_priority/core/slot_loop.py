@@ -454,9 +454,9 @@ class _Pass:
 
     def _forget_who_left(self) -> None:
         """A flow of a pool with open slots that nobody waits for any more is not eligible any more."""
-        for name, past in self.terms.past[_POOL].items():
-            left = [state.key for state in past.values() if state.eligible]
-            if left and name in self.pools:
+        for name, awaited in self.terms.awaited.items():
+            left = [state.key for state in awaited]
+            if name in self.pools:
                 waiting = [line.service_class for line in self.pools[name].lines]
                 left = [key for key in left if key.service_class not in waiting]
             if left:
