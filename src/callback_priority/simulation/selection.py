@@ -34,10 +34,7 @@ def select(
     places = dict.fromkeys(left, 0)
     started: dict[str, list[int]] = {pool: [] for pool in left}
     found: Selected = []
-    heads: list[tuple[int, int, str]] = []
-    for pool in left:
-        if (head := _head(lines[pool], places, left)) is not None:
-            heads.append((*head, pool))
+    heads = [(*head, pool) for pool in left if (head := _head(lines[pool], places, left)) is not None]
     heapify(heads)
     while heads and len(found) < asked:
         pool = heads[0][2]
