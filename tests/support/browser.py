@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +32,26 @@ BROWSERS = (
 )
 """Where one is looked for; the environment's ``CHROMIUM`` names another."""
 _PATIENCE_SECONDS = 60.0
+_OPTIONS = (
+    "--headless",
+    "--remote-debugging-pipe",
+    "--no-sandbox",  # root may not use it, and a page of our own needs none
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+)
+_WITH_PIPES = """
+import fcntl, os, sys
+commands, answers, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+commands, answers = (fcntl.fcntl(each, fcntl.F_DUPFD, 5) for each in (commands, answers))
+os.dup2(commands, 3)
+os.dup2(answers, 4)
+os.execv(path, sys.argv[3:])
+"""
+"""Puts the pipes where the browser looks for them, and becomes the browser."""
 
 
 def browser() -> str | None:
@@ -140,14 +161,9 @@ def opened(path: str) -> Iterator[Page]:
     read_commands, commands = os.pipe()
     answers, write_answers = os.pipe()
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
-        # A shell puts the pipes where the browser looks for them; root may not use its sandbox, and a page of our own needs none.
+        pipes = map(str, (read_commands, write_answers))
         process = subprocess.Popen(
-            [
-                *("/bin/sh", "-c", f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}', path),
-                *("--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-                *("--hide-scrollbars", "--no-first-run", "--disable-extensions", "--disable-background-networking"),
-                f"--user-data-dir={profile}",
-            ],
+            [*(sys.executable, "-c", _WITH_PIPES, *pipes, path), *_OPTIONS, f"--user-data-dir={profile}"],
             pass_fds=(read_commands, write_answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -111,7 +111,10 @@ def find(comparison: ComparisonShape) -> Findings:
         most = max(different, key=lambda each: each.effect)
         headline, cost = most.headline(), _cost(most, treatments)
     return Findings(
-        headline=headline, cost=cost, classes=tuple(each.sentence() for each in told), versus=versus
+        headline=headline,
+        cost=cost,
+        classes=tuple(filter(None, (each.sentence(is_told=each.headline() == headline) for each in told))),
+        versus=versus,
     )
 
 
@@ -216,7 +219,10 @@ class _Ranking:
             f"Under {quoted(self.worst['name'])}, {self._worst()}"
         )
 
-    def sentence(self) -> str:
+    def sentence(self, *, is_told: bool) -> str:
+        """All that is to be said; only what the headline leaves out, if that has told of the class."""
+        if is_told:
+            return f"{_alike(self.also_best, self.best)}{_alike(self.also_worst, self.worst)}".strip()
         what = f"<strong>{workloads(self.cls)}</strong>"
         best, worst = quoted(self.best["name"]), quoted(self.worst["name"])
         if not self.differs:
@@ -227,8 +233,8 @@ class _Ranking:
             )
             return f"{what} wait about the same under all settings: {found}."
         return (
-            f"{what} wait least under {best}: {self._best()}.{_alike(self.also_best)} "
-            f"Longest under {worst}: {self._worst()}.{_alike(self.also_worst)}"
+            f"{what} wait least under {best}: {self._best()}.{_alike(self.also_best, self.best)} "
+            f"Longest under {worst}: {self._worst()}.{_alike(self.also_worst, self.worst)}"
         )
 
     def _best(self) -> str:
@@ -238,10 +244,11 @@ class _Ranking:
         return _got(self.worst["classes"][self.cls])
 
 
-def _alike(treatments: Sequence[TreatmentShape]) -> str:
+def _alike(treatments: Sequence[TreatmentShape], than: TreatmentShape) -> str:
     if not treatments:
         return ""
-    return f" {joined([quoted(each['name']) for each in treatments])} can't be told from it."
+    names = joined([quoted(each["name"]) for each in treatments])
+    return f" {names} can't be told from {quoted(than['name'])}: their intervals overlap."
 
 
 def _got(found: ClassShape) -> str:
@@ -339,6 +346,7 @@ def _tell(
         (gains if left["mean"] < 0 else pains).append(
             f"{what}: {number(mine['arrived']['mean'] - mine['waiting']['mean'])} of {number(most)} start instead of "
             f"{number(theirs['arrived']['mean'] - theirs['waiting']['mean'])}"
+            + (f": {_got(mine)}" if _starves(theirs) and not _starves(mine) else "")
         )
     if not (_starves(mine) or _starves(theirs)):
         for quantile, said in _TOLD.items():
@@ -352,7 +360,7 @@ def _tell(
     share = difference["share"]
     if (is_left or not most) and abs(share["mean"]) >= _SEEN and _sure(share):
         (gains if share["mean"] > 0 else pains).append(
-            f"{what} hold {number(_slots(mine))} slots on average instead of {number(_slots(theirs))}; of the slot-time in use "
+            f"{what} hold {_slots(mine):.1f} slots on average instead of {_slots(theirs):.1f}; of the slot-time in use "
             f"that is {percent(mine['share']['mean'])} instead of {percent(theirs['share']['mean'])}, "
             f"{_by(share, points)} points {'more' if share['mean'] > 0 else 'less'}"
         )

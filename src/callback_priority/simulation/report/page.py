@@ -161,7 +161,7 @@ def _tables(comparison: ComparisonShape) -> str:
                     sure(found["waiting"], number),
                     sure(found["oldest_seconds"], duration) if found["waiting"]["mean"] else NONE,
                     number(found["arrived"]["mean"]),
-                    number(fmean(found["slots_over_time"])),
+                    f"{fmean(found['slots_over_time']):.1f}",
                     sure(found["share"], percent),
                 )
             )
