@@ -331,17 +331,19 @@ class SlotAllocator:
         granted: Counter[tuple[str, ServiceClass]] = Counter()
         for grant in turn.decision.grants:
             granted[grant.pool, grant.service_class] += grant.candidate.width
+        slots = Counter(grant.service_class for grant in turn.decision.grants)
         pools = {}
-        for name, slots in turn.snapshot.pools.items():
+        for name, pool in turn.snapshot.pools.items():
             taken = {cls: granted[name, cls] for cls in CLASS_ORDER}
             pools[name] = attrs.evolve(
-                slots,
-                open_slots=None if slots.open_slots is None else slots.open_slots - sum(taken.values()),
-                held={cls: slots.held.get(cls, 0) + taken[cls] for cls in CLASS_ORDER},
+                pool,
+                open_slots=None if pool.open_slots is None else pool.open_slots - sum(taken.values()),
+                held={cls: pool.held.get(cls, 0) + taken[cls] for cls in CLASS_ORDER},
             )
         rest = attrs.evolve(
             turn.snapshot,
             free_slots=free,
+            held={cls: turn.snapshot.held.get(cls, 0) + slots[cls] for cls in CLASS_ORDER},
             pools=pools,
             backlogs=[each for each in turn.snapshot.backlogs if each.service_class is ServiceClass.TASK],
             answer=None,
