@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix faults chaos soak bench lint types docs format lock clean
+.PHONY: help setup demo test matrix faults chaos soak tuning bench lint types docs format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ chaos: $(STAMP) ## Kill schedulers, workers and the database under load; "make c
 
 soak: $(STAMP) ## An hour of overload beside an hour of stock: memory and tables; "make soak ARGUMENTS='--minutes 10'" to try
 	$(BIN)/python -m tests.soak $(ARGUMENTS)
+
+tuning: $(STAMP) ## Tune generated scenarios and hold what is found against fresh seeds; "make tuning ARGUMENTS='--scenarios 3'" to try
+	$(BIN)/python -m tests.tuning $(ARGUMENTS)
 
 bench: $(STAMP) ## Run the benchmarks and print the ratios
 	$(BIN)/pytest benchmarks
