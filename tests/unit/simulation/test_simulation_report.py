@@ -258,7 +258,7 @@ def test_what_may_be_chance_is_no_difference(changed):
         difference["wait_seconds"] = dict.fromkeys(difference["wait_seconds"], estimate(-5, 6))
     changed["treatments"] = [first, second]
     found = find(changed)
-    assert found.headline == "No class waits longer or shorter under any of these 2 settings beyond chance"
+    assert found.headline == "No class waits longer or shorter between these 2 settings beyond chance"
     assert found.versus[0].gains == found.versus[0].pains == ()
     assert found.versus[0].same == ("deadline callbacks", "tasks")
     second["differences"]["deadline"]["wait_seconds"]["0.95"] = estimate(-5, 4)

@@ -291,18 +291,19 @@ def _weights(contention: Sequence[ContentionShape]) -> dict[str, float]:
 
 def lags(comparison: ComparisonShape) -> str:
     """The furthest that classes drifted apart, in parts of the bound."""
-    told = [(each, lag) for each in comparison["treatments"] for lag in each["lags"] if lag["bound"] > 0]
-    if not told:
+    told = {
+        each["name"]: [lag for lag in each["lags"] if lag["seconds"] and lag["bound"]]
+        for each in comparison["treatments"]
+    }
+    if not any(told.values()):
         return ""
-    highest = max(1.0, *(lag["seconds"] / lag["bound"] for _, lag in told))
-    axis = _lag_axis(highest)
+    axis = _lag_axis(max(lag["seconds"] / lag["bound"] for each in told.values() for lag in each))
     rows = []
-    last = ""
-    for each, lag in told:
-        if each["name"] != last:
-            rows.append(f'<p class="group">{name(each["name"])}{_promise(each)}</p>\n')
-        last = each["name"]
-        rows.append(_lag_row(lag, axis))
+    for each in comparison["treatments"]:
+        rows.append(f'<p class="group">{name(each["name"])}{_promise(each)}</p>\n')
+        rows += [_lag_row(lag, axis) for lag in told[each["name"]]]
+        if not told[each["name"]]:
+            rows.append(bare_row("", "no two classes drifted apart while both waited"))
     return (
         "<h2>How far classes drift apart, and how far they may</h2>\n"
         '<p class="hint">The lag of two classes: by how much more slot-time over weight the one was served than the other while both '
@@ -314,6 +315,7 @@ def lags(comparison: ComparisonShape) -> str:
 
 
 def _lag_axis(highest: float) -> plots.Axis:
+    highest = max(1.0, highest)
     step = next(
         each * 10.0**power
         for power in range(-1, 12)

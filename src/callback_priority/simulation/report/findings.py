@@ -105,7 +105,13 @@ def find(comparison: ComparisonShape) -> Findings:
         headline, cost = "Nothing arrived that could wait: what differs is who holds the slots", ""
     elif not different:
         beyond = " beyond chance" if len(comparison["seeds"]) > 1 else ""
-        headline = f"No class waits longer or shorter under any of these {len(treatments)} settings{beyond}"
+        is_same = not any(each.gains or each.pains for each in versus)
+        what = (
+            "No class waits longer or shorter"
+            if is_same
+            else "Of no class, the 95th percentile of waits differs"
+        )
+        headline = f"{what} between these {len(treatments)} settings{beyond}"
         cost = ""
     else:
         most = max(different, key=lambda each: each.effect)
@@ -228,7 +234,7 @@ class _Ranking:
         if not self.differs:
             found = (
                 f"{self._best()} under {best}, {self._worst()} under {worst}"
-                if best != worst
+                if self._best() != self._worst()
                 else self._best()
             )
             return f"{what} wait about the same under all settings: {found}."
