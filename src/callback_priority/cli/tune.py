@@ -84,6 +84,12 @@ def add_to(commands: Any) -> None:
         1,
         "share the runs between so many processes; 1 if not given. The answer is the same",
     )
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="SECONDS",
+        help="watch for so long, not as long as the scenario says: a shorter search",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--progress", action="store_true", help="tell how far it is even if standard error is no terminal"
@@ -102,6 +108,16 @@ def _whole(least: int, most: int) -> Any:
         return number
 
     return checked
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 366 * 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 31622400")
+    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -144,6 +160,8 @@ def _wrong_usage(arguments: argparse.Namespace) -> str:
 
 
 def _tune(arguments: argparse.Namespace) -> Tuned:
+    import attrs
+
     from callback_priority.cli.progress import Progress
     from callback_priority.simulation import tune
     from callback_priority.simulation.goals import parse_goals
@@ -153,11 +171,14 @@ def _tune(arguments: argparse.Namespace) -> Tuned:
     goals = [goal for text in arguments.goal for goal in parse_goals(text)]
     name = arguments.scenario
     file = named_scenario(name) if name in scenario_names() else read_scenario(Path(name))
-    today = _today(arguments, file.scenario)
+    scenario = file.scenario
+    if arguments.seconds is not None:
+        scenario = attrs.evolve(scenario, seconds=arguments.seconds)
+    today = _today(arguments, scenario)
     progress = Progress(wanted=arguments.progress)
     try:
         return tune.tune(
-            file.scenario,
+            scenario,
             goals,
             today,
             trials=arguments.trials or tune.TRIALS,
