@@ -255,7 +255,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     if arguments.report:
         from callback_priority.simulation.report import write_report
 
-        write_report(found.to_json(), arguments.report)
+        write_report(found.to_json(), arguments.report, notes=assumptions)
         print(f"report: {arguments.report}", file=sys.stderr)
     return 0
 

@@ -73,6 +73,15 @@ def test_one_seed_has_no_intervals(mine, capsys):
     assert "confidence" not in out
 
 
+def test_a_report_is_written(mine, tmp_path, capsys):
+    report = tmp_path / "report.html"
+    assert main(["simulate", mine, "--seeds", "2", "--report", str(report)]) == 0
+    assert f"report: {report}" in capsys.readouterr().err
+    assert "<h1>" in report.read_text(encoding="utf-8")
+    assert main(["simulate", mine, "--seeds", "1", "--report", str(tmp_path / "no" / "folder.html")]) == 1
+    assert "No such file or directory" in capsys.readouterr().err
+
+
 def test_json_is_the_same_whatever_the_number_of_jobs(mine, capsys):
     assert main(["simulate", mine, "--seeds", "2", "--first-seed", "7", "--json"]) == 0
     (alone,) = documents(capsys)
