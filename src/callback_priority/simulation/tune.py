@@ -255,11 +255,8 @@ class _Tuning:
     def _collision(self, wanted: Sequence[int]) -> Collision:
         best = []
         for at in wanted:
-            meeting = [
-                each for each in self._search.tried if each.meets([other for other in wanted if other != at])
-            ]
-            nearest = min(meeting, key=lambda each: each.misses[at], default=None)
-            best.append(None if nearest is None else self._mean(at, nearest))
+            closest = self._search.closest(at, [other for other in wanted if other != at])
+            best.append(None if closest is None else self._mean(at, closest))
         return Collision(goals=tuple(self._goals[at] for at in wanted), best=tuple(best))
 
     def _mean(self, at: int, tried: Tried) -> float | None:

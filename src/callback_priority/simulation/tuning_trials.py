@@ -40,6 +40,7 @@ _RACE_SEEDS: Final = 2
 _HOPELESS: Final = 0.1
 _RANDOM_TRIALS: Final = 6
 _DULL: Final = 3
+_COMPLETED: Final = 5
 
 
 @attrs.frozen(kw_only=True)
@@ -226,9 +227,39 @@ class Search:
         return min(meeting, key=lambda each: each.cost, default=None)
 
     def nearest(self, wanted: Sequence[int]) -> Tried:
-        """What misses the goal that it misses most by the least part."""
-        whole = [each for each in self.tried if each.is_whole]
-        return min(whole, key=lambda each: (max(max(0.0, each.misses[at]) for at in wanted), each.cost))
+        """What misses the goal that it misses most by the least part.
+
+        Args:
+            wanted: The places of the goals.
+        """
+
+        def worst(each: Tried) -> tuple[float, float]:
+            return max(max(0.0, each.misses[at]) for at in wanted), each.cost
+
+        self._complete(sorted(self.tried, key=worst))
+        return min((each for each in self.tried if each.is_whole), key=worst)
+
+    def closest(self, goal: int, others: Sequence[int]) -> Tried | None:
+        """What comes closest to a goal, or surpasses it most, while others are met; ``None`` if nothing meets these.
+
+        Args:
+            goal: The place of the goal.
+            others: The places of the others.
+        """
+        meeting = [each for each in self.tried if all(each.misses[at] <= 0 for at in others)]
+        self._complete(sorted(meeting, key=lambda each: each.misses[goal]))
+        return min(
+            (each for each in self.tried if each.meets(others)),
+            key=lambda each: each.misses[goal],
+            default=None,
+        )
+
+    def _complete(self, tried: Sequence[Tried]) -> None:
+        """Try the first of these with all seeds, however hopeless they are: to be told of, not to be used."""
+        for each in tried[:_COMPLETED]:
+            if each.point is not None and not each.is_whole:
+                rest = self._laboratory.see([(each.settings, seed) for seed in self._seeds[len(each.seen) :]])
+                self._tried[each.point] = self._tell(each.point, each.settings, [*each.seen, *rest])
 
     def try_points(self, points: Iterable[Point], wanted: Sequence[int] = ()) -> list[Tried]:
         """Try points, those aside that were tried before.

@@ -148,7 +148,7 @@ def test_goals_that_contradict_one_another_are_told_with_the_best_of_each():
     [collision] = found.collisions
     wait, kept = collision.best
     assert wait > 8
-    assert kept < 0.93
+    assert 0.5 < kept < 0.93
     assert found.settings is not None
 
 
