@@ -243,6 +243,25 @@ def test_a_median_that_gets_worse_is_told_where_the_unlucky_gain(changed):
     assert any("half start" in each and "later" in each for each in versus.pains)
 
 
+def test_a_class_that_gains_while_most_of_its_dags_lose_is_told_so(changed):
+    """One Dag floods its class: the class's quantiles are mostly its own."""
+    first, second, *_ = changed["treatments"]
+    for treatment, others in ((first, 40), (second, 3_600)):
+        found = treatment["classes"]["deadline"]
+        found["arrived"], found["waiting"] = estimate(100, 0), estimate(0, 0)
+        found["wait_seconds"] = {key: estimate(5_000) for key in ("0.5", "0.95", "0.99", "1.0")}
+        found["dags"] = [
+            {"dag": dag, "name": f"dag {dag}", "p50": 1, "p95": p95}
+            for dag, p95 in enumerate((7_000, others))
+        ]
+    changed["treatments"] = [first, second]
+    (versus,) = find(changed).versus
+    assert any("1\N{NO-BREAK SPACE}slowest Dag left out" in each for each in versus.pains)
+    first["classes"], second["classes"] = second["classes"], first["classes"]
+    (versus,) = find(changed).versus
+    assert any("slowest Dag left out" in each for each in versus.gains)
+
+
 def test_what_may_be_chance_is_no_difference(changed):
     first, second, *_ = changed["treatments"]
     second["classes"] = copy.deepcopy(first["classes"])
@@ -396,8 +415,14 @@ seen = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def page():
+    with opened(BROWSER) as page:
+        yield page
+
+
 @seen
-def test_in_a_real_browser_nothing_is_fetched_small_pale_or_too_wide(changed, tmp_path):
+def test_in_a_real_browser_nothing_is_fetched_small_pale_or_too_wide(changed, tmp_path, page):
     path, long = tmp_path / "report.html", tmp_path / "long.html"
     write_report(changed, path)
     changed["treatments"][1]["name"] = "fair_with_a_very_long_name_that_has_no_place_to_break_" * 3
@@ -406,9 +431,8 @@ def test_in_a_real_browser_nothing_is_fetched_small_pale_or_too_wide(changed, tm
         for dag in found["dags"]:
             dag["name"] = "a_dag_with_a_name_of_about_the_length_that_people_give_to_their_dags"
     write_report(changed, long, notes=["What was assumed. " * 20])
-    with opened(BROWSER) as page:
-        assert problems(page, path) == []
-        assert problems(page, long) == []
+    assert problems(page, path) == []
+    assert problems(page, long) == []
 
 
 @seen
@@ -422,11 +446,10 @@ def test_in_a_real_browser_nothing_is_fetched_small_pale_or_too_wide(changed, tm
         ('<img src="https://localhost:9/x.png">', "https://localhost:9/x.png"),
     ],
 )
-def test_the_browser_sees_what_is_wrong(comparison, tmp_path, wrong, said):
+def test_the_browser_sees_what_is_wrong(comparison, tmp_path, page, wrong, said):
     """The negative control of the test above."""
     path = tmp_path / "report.html"
     write_report(comparison, path)
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("</main>", f"{wrong}</main>"), encoding="utf-8")
-    with opened(BROWSER) as page:
-        assert any(said in each for each in problems(page, path))
+    assert any(said in each for each in problems(page, path))

@@ -248,7 +248,7 @@ def over_time(comparison: ComparisonShape) -> str:
         + legend(
             (_AREA, "held"),
             (_DASHED, "entitled to, where it waited and others did, most of the time"),
-            (_SHADED, "it waited while others did: the darker, the more of the time"),
+            (_SHADED, "it waited while others did: the stronger, the more of the time"),
         )
         + card_grid(cards)
     )

@@ -25,6 +25,7 @@ from callback_priority.simulation.report.shapes import (
 )
 from callback_priority.simulation.report.words import (
     Said,
+    counted,
     duration,
     joined,
     number,
@@ -44,6 +45,8 @@ _FELT_SECONDS = 0.5
 """Nobody feels a change of a wait by less, however sure."""
 _STARVES = 0.05
 """With a larger part never started, a class is told of by what was left, not by its waits."""
+_DAGS_FACTOR = 1.5
+"""Waits of single Dags come without intervals; they are told of where they differ by this factor."""
 _SEEN = 0.005
 """Changes of a share by less are not worth words, however sure."""
 
@@ -363,12 +366,26 @@ def _tell(
                     f"{what}: {said} start within {duration(one['mean'])} instead of {duration(other['mean'])}, "
                     f"{_by(wait, duration)} {'sooner' if wait['mean'] < 0 else 'later'}"
                 )
+        _tell_dags(what, mine, theirs, gains, pains)
     share = difference["share"]
     if (is_left or not most) and abs(share["mean"]) >= _SEEN and _sure(share):
         (gains if share["mean"] > 0 else pains).append(
             f"{what} hold {_slots(mine):.1f} slots on average instead of {_slots(theirs):.1f}; of the slot-time in use "
             f"that is {percent(mine['share']['mean'])} instead of {percent(theirs['share']['mean'])}, "
             f"{_by(share, points)} points {'more' if share['mean'] > 0 else 'less'}"
+        )
+
+
+def _tell_dags(what: str, mine: ClassShape, theirs: ClassShape, gains: list[str], pains: list[str]) -> None:
+    """What differs for most Dags: one that floods its class hides in the class's quantiles what becomes of the others."""
+    slowest = len(mine["dags"])
+    if slowest < 2 or slowest != len(theirs["dags"]):
+        return
+    one, other = mine["dags"][-1]["p95"], theirs["dags"][-1]["p95"]
+    if max(one, other) >= _DAGS_FACTOR * min(one, other) and abs(one - other) >= _FELT_SECONDS:
+        (gains if one < other else pains).append(
+            f"{what}: with the {counted(slowest - 1, 'slowest Dag')} left out, 95 of 100 of each Dag start within {duration(one)} "
+            f"instead of {duration(other)} (no interval)"
         )
 
 
