@@ -1,7 +1,8 @@
 """Look at reports of ``callback-priority simulate --report`` in a real Chromium, as a screen and a phone show them.
 
 Run from the repository: ``python tools/check_report.py REPORT.html [...] [--pictures FOLDER]``. Needs a Chromium on the path, or where the
-environment's ``CHROMIUM`` says; no package on PyPI brings one, so ``make setup`` does not either (on Debian: ``apt-get install chromium``).
+environment's ``CHROMIUM`` says. ``make setup`` does not bring one, since Python's package index has none that runs without the system's
+libraries (on Debian: ``apt-get install chromium``).
 
 It is an error if anything is fetched, the page scrolls sideways, text is smaller than 11 pixels, outside the page or pale, a plot has nothing
 in it, or a mark can hardly be seen: 1280 and 400 pixels wide, light and dark.

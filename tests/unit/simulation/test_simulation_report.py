@@ -411,7 +411,7 @@ def test_the_classes_colours_are_told_apart_by_everyone(vision):
 
 BROWSER = browser()
 seen = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium here, and no package on PyPI brings one; see tools/check_report.py"
+    BROWSER is None, reason="no Chromium here, and the set-up does not bring one; see tools/check_report.py"
 )
 
 
