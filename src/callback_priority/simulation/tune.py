@@ -2,10 +2,10 @@
 
 What is found is as good as the work that it was tried on. Three things keep it from being good there by chance only:
 
-1. with the seeds of the search, the *worst* of them must meet each goal, by a margin;
+1. with the seeds of the search, the *worst* of them must meet each goal, by a margin where it is about waits;
 2. the settings are then checked with seeds that the search has not used; `REQUIRED` of these must meet each goal, and so must
    the upper end of the confidence interval of their mean;
-3. if they do not, the margin is doubled, and what comes next is checked with seeds that are new again.
+3. if they do not, the margin of the goals that failed is doubled, and what comes next is checked with seeds that are new again.
 
 Whether a goal can be met at all is asked first, with everything that can be given to its class. If each can and all together cannot, it
 is said which two collide, and what the best is for each with the other one met.
@@ -210,33 +210,38 @@ class _Tuning:
         """Settings that meet goals, checked; the last ones if none passed the check, none if there are none."""
         trials = self._trials if trials is None else trials
         checked: _Checked | None = None
-        margin = _MARGINS[0]
-        for margin in _MARGINS:
-            self._look(wanted, trials if checked is None else trials // 4, margin)
-            best = self._search.best(wanted, margin)
+        # Shares hardly differ from seed to seed; waits do.
+        margins = [0.0 if goal.most_seconds is None else _MARGINS[0] for goal in self._goals]
+        for _ in _MARGINS:
+            self._look(wanted, trials if checked is None else trials // 4, margins)
+            best = self._search.best(wanted, margins)
             if best is None and checked is None:
-                # Some goals are met by a hair, or not at all: with a share that cannot be surpassed, say.
+                # Some goals are met by a hair, or not at all.
                 best = self._search.best(wanted)
             if best is None:
                 break
-            if checked is not None and best is checked.tried:
-                continue
-            checked = self._check(best)
-            if self._is_sure(checked, wanted):
+            if checked is None or best is not checked.tried:
+                checked = self._check(best)
+            failing = [at for at in wanted if not self._is_sure(checked, [at])]
+            if not failing:
                 break
-        return checked, margin
+            for at in failing:
+                margins[at] = max(_MARGINS[0], 2 * margins[at])
+        return checked, max(margins)
 
-    def _look(self, wanted: Sequence[int], trials: int, margin: float) -> None:
-        self._ask(wanted, trials, margin)
-        if self._search.best(wanted, margin) is None and not self._with_limits:
+    def _look(self, wanted: Sequence[int], trials: int, margins: Sequence[float]) -> None:
+        self._ask(wanted, trials, margins)
+        if self._search.best(wanted, margins) is None and not self._with_limits:
             self._with_limits = True
-            self._ask(wanted, trials // 2, margin)
-        self._search.simplify(wanted, trials=(trials + 1) // 2, margin=margin, with_limits=self._with_limits)
+            self._ask(wanted, trials // 2, margins)
+        self._search.simplify(
+            wanted, trials=(trials + 1) // 2, margins=margins, with_limits=self._with_limits
+        )
 
-    def _ask(self, wanted: Sequence[int], trials: int, margin: float) -> None:
+    def _ask(self, wanted: Sequence[int], trials: int, margins: Sequence[float]) -> None:
         self._searches += 1
         self._search.look(
-            wanted, trials=trials, margin=margin, with_limits=self._with_limits, seed=self._searches
+            wanted, trials=trials, margins=margins, with_limits=self._with_limits, seed=self._searches
         )
 
     def _is_met_by_any(self, wanted: Sequence[int]) -> bool:
@@ -247,7 +252,7 @@ class _Tuning:
         found = []
         for pair in combinations(wanted, 2):
             if len(wanted) > 2 and not self._is_met_by_any(pair):
-                self._ask(pair, self._trials // 2, 0.0)
+                self._ask(pair, self._trials // 2, [0.0] * len(self._goals))
             if not self._is_met_by_any(pair):
                 found.append(self._collision(pair))
         return tuple(found) or (self._collision(wanted),)

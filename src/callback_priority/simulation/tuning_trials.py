@@ -107,14 +107,14 @@ class Tried:
     cost: float
     is_whole: bool = True
 
-    def meets(self, wanted: Iterable[int], margin: float = 0.0) -> bool:
+    def meets(self, wanted: Iterable[int], margins: Sequence[float] | None = None) -> bool:
         """Whether every seed met goals.
 
         Args:
             wanted: The places of the goals.
-            margin: By at least this part of each goal.
+            margins: Of each goal, by at least this part of it.
         """
-        return self.is_whole and all(self.misses[at] <= -margin for at in wanted)
+        return self.is_whole and all(self.misses[at] <= (-margins[at] if margins else 0.0) for at in wanted)
 
 
 class Laboratory:
@@ -216,14 +216,14 @@ class Search:
         """Today's settings and everything else that was tried, in order."""
         return [self.today, *self._tried.values()]
 
-    def best(self, wanted: Sequence[int], margin: float = 0.0) -> Tried | None:
+    def best(self, wanted: Sequence[int], margins: Sequence[float] | None = None) -> Tried | None:
         """The cheapest that met goals with every seed.
 
         Args:
             wanted: The places of the goals.
-            margin: By at least this part of each goal.
+            margins: Of each goal, by at least this part of it.
         """
-        meeting = [each for each in self.tried if each.meets(wanted, margin)]
+        meeting = [each for each in self.tried if each.meets(wanted, margins)]
         return min(meeting, key=lambda each: each.cost, default=None)
 
     def nearest(self, wanted: Sequence[int]) -> Tried:
@@ -286,14 +286,14 @@ class Search:
         return [self._tried[each] for each in asked]
 
     def look(
-        self, wanted: Sequence[int], *, trials: int, margin: float, with_limits: bool, seed: int
+        self, wanted: Sequence[int], *, trials: int, margins: Sequence[float], with_limits: bool, seed: int
     ) -> None:
         """Try points where goals may be met at the least cost.
 
         Args:
             wanted: The places of the goals.
             trials: How many.
-            margin: By how much of each goal every seed shall meet it.
+            margins: Of each goal, by which part of it every seed shall meet it.
             with_limits: Whether to try limits.
             seed: Of the search's own random numbers.
         """
@@ -314,7 +314,7 @@ class Search:
                         params=numbers,
                         distributions=distributions,
                         value=each.cost,
-                        constraints=self._constraints(each, wanted, margin),
+                        constraints=self._constraints(each, wanted, margins),
                     )
                 )
         left, dull = trials, 0
@@ -323,24 +323,26 @@ class Search:
             points = [self._space.point(each.params) for each in asked]
             dull = dull + 1 if all(each in self._tried for each in points) else 0
             for trial, found in zip(asked, self.try_points(points, wanted), strict=True):
-                for name, value in self._constraints(found, wanted, margin).items():
+                for name, value in self._constraints(found, wanted, margins).items():
                     trial.set_constraint(name, value)
                 study.tell(trial, found.cost)
             left -= len(asked)
 
-    def simplify(self, wanted: Sequence[int], *, trials: int, margin: float, with_limits: bool) -> None:
+    def simplify(
+        self, wanted: Sequence[int], *, trials: int, margins: Sequence[float], with_limits: bool
+    ) -> None:
         """Try what is like the cheapest that was found, with less reserved, and less changed.
 
         Args:
             wanted: The places of the goals.
             trials: About how many at most.
-            margin: By how much of each goal every seed shall meet it.
+            margins: Of each goal, by which part of it every seed shall meet it.
             with_limits: Whether limits were tried.
         """
         dimensions = self._space.dimensions(with_limits=with_limits)
         before: Tried | None = None
         while trials > 0:
-            best = self.best(wanted, margin)
+            best = self.best(wanted, margins)
             if best is None or best.point is None or best is before:
                 return
             before = best
@@ -348,8 +350,8 @@ class Search:
             self.try_points(points[:trials], wanted)
             trials -= len(points)
 
-    def _constraints(self, tried: Tried, wanted: Sequence[int], margin: float) -> dict[str, float]:
-        return {str(at): tried.misses[at] + margin for at in wanted}
+    def _constraints(self, tried: Tried, wanted: Sequence[int], margins: Sequence[float]) -> dict[str, float]:
+        return {str(at): tried.misses[at] + margins[at] for at in wanted}
 
     def _on(
         self, points: Sequence[Point], settings: Mapping[Point, Settings], seeds: Sequence[int]
