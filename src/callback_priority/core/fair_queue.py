@@ -120,9 +120,7 @@ class FairQueue(Generic[F]):
         if by_tag:
             # A clamp makes ties. Were they always won by the same flow, it could starve one that loses its turn again and
             # again, such as where another place of contention keeps both away while the clock moves on.
-            for flow in flows:
-                flow.order += flow.state.clock << _ORDER_BITS
-            self._heap = [(flow.tag, flow.order, flow) for flow in flows]
+            self._heap = [(flow.tag, (flow.served_at << _ORDER_BITS) + flow.order, flow) for flow in flows]
         else:
             self._heap = [(0, flow.order, flow) for flow in flows]
         heapify(self._heap)
@@ -148,7 +146,7 @@ class FairQueue(Generic[F]):
         flow.tag = tag = tag + whole
         flow.served_at = self.clock
         if self._by_tag:
-            heapreplace(self._heap, (tag, flow.order, flow))
+            heapreplace(self._heap, (tag, (flow.served_at << _ORDER_BITS) + flow.order, flow))
 
     def drop(self) -> F:
         """Take the head out for the rest of the pass: it has nothing (left) that fits."""
