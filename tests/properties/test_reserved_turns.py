@@ -216,6 +216,20 @@ def test_a_class_that_others_reserves_hold_back_keeps_its_turn(case, scope):
     assert max(waits.clock, ahead.clock) <= waits.tag < ahead.tag
 
 
+def test_a_slot_reserved_for_a_class_reaches_it_through_a_pool_with_reserves_of_others():
+    """Others are admitted to the pool first, and the scheduler stops them: what they leave there is for it."""
+    snapshot = Snapshot(
+        now=0,
+        free_slots=1,
+        pools={POOL: PoolSlots(open_slots=4, total_slots=4)},
+        backlogs=[waiting(cls, 3) for cls in CLASS_ORDER],
+    )
+    rules = Rules(
+        slot_quotas={DAG_CALLBACK: Quota(reserve_slots=1)}, pool_quotas={(POOL, TASK): Quota(reserve_slots=2)}
+    )
+    assert [grant.service_class for grant in decide(snapshot, rules).grants] == [DAG_CALLBACK]
+
+
 def test_nor_does_a_drain_take_the_clock_along():
     """Deadlines are served from their reserve while the pool is held empty for a wide task."""
     case = by_reserve(free=9, open_slots=3, slot_reserve=0, pool_reserve=1)

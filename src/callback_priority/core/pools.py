@@ -32,6 +32,7 @@ _TASK: Final = ServiceClass.TASK
 _POOL: Final = Level.POOL
 _POOL_FULL: Final = Reason.POOL_FULL
 _OWED_A_TURN: Final = frozenset({Reason.POOL_FULL, Reason.TOO_WIDE, Reason.DRAINING})
+_LACKS_SLOTS: Final = _OWED_A_TURN | {Reason.POOL_RESERVE}
 
 
 class PoolPass:
@@ -231,7 +232,7 @@ class PoolPass:
     def unused(self) -> Iterator[Line]:
         """The lines that were granted less than the pool admits, if others would have taken it."""
         kept = [line for line in self.lines if line.contested and line.granted < line.allowed]
-        if kept and any(line.reason in _OWED_A_TURN for line in self.lines if line not in kept):
+        if kept and any(line.reason in _LACKS_SLOTS for line in self.lines if line not in kept):
             yield from kept
 
     def close(self, changed: dict[FlowKey, FlowState]) -> None:
