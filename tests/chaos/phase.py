@@ -14,7 +14,6 @@ from pathlib import Path
 import attrs
 
 from tests.chaos import audit
-from tests.chaos.forks import running_template
 from tests.chaos.judge import Finding, Judge
 from tests.chaos.load import READY, Amounts
 from tests.chaos.supervisor import SCHEDULERS, Plan, Supervisor
@@ -81,9 +80,7 @@ class Phase:
             airflow = stack.enter_context(self._deployed(directory, postgres, mails))
             rng = random.Random(f"{seed} {self.executor}")  # noqa: S311 - kills, not secrets
             supervisor = Supervisor(airflow, directory, rng, tell)
-            template = stack.enter_context(running_template(airflow.environment, directory / "template.log"))
-            airflow.launchers["scheduler"] = template.launcher(supervisor.fault_point)
-            airflow.launchers["celery-worker"] = template.launcher()
+            airflow.launchers["scheduler"] = airflow.forks.launcher(supervisor.fault_point)
             audit.install(airflow)
             airflow.start(*(name for name in airflow.components if not name.startswith("triggerer")))
             airflow.wait_for_dags("alerts", "herd")

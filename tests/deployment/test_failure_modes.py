@@ -181,12 +181,10 @@ def airflow(tmp_path_factory, database_templates, postgres) -> Iterator[Deployme
         made.wait_for_dags(*MORE, *(row.dag_id for row in ROWS))
         made.stop("dag-processor")
         _spoil(made.home.dags_folder, root)
-        made.api("POST", "variables", {"key": "colour", "value": "blue"})
-        made.api("POST", "variables", {"key": "door_password", "value": PASSWORD})
-        made.api(
-            "POST",
-            "connections",
-            {"connection_id": "service", "conn_type": "http", "host": "service.example.com"},
+        made.airflow("variables", "set", "colour", "blue")
+        made.airflow("variables", "set", "door_password", PASSWORD)
+        made.airflow(
+            "connections", "add", "service", "--conn-type", "http", "--conn-host", "service.example.com"
         )
         for row in ROWS:
             made.trigger(row.dag_id, RUN_ID)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.deployment.shared import HERE, PATIENCE
-from tests.support.deployment import Deployment, Process, launched
+from tests.support.deployment import Deployment
+from tests.support.forks import Process, launched
 from tests.support.without_library import WithoutLibrary
 
 pytestmark = pytest.mark.timeout(600)

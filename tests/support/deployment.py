@@ -8,25 +8,24 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 import httpx
 import psutil
 import sqlalchemy as sa
 
-from tests.support.airflow_env import AirflowHome, Backend, DatabaseTemplates, run_airflow
+from tests.support.airflow_env import AirflowHome, Backend, DatabaseTemplates
+from tests.support.forks import Forks, Launcher, Process
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
-from tests.support.servers import die_with_parent, free_port
+from tests.support.servers import free_port
 
-__all__ = ["Deployment", "DeploymentError", "Executor", "Launcher", "Process", "deployed", "launched"]
+__all__ = ["Deployment", "DeploymentError", "Executor", "deployed"]
 
 Executor = Literal["LocalExecutor", "CeleryExecutor"]
 Options = Mapping[str, Mapping[str, object]]
@@ -36,7 +35,6 @@ MODULES = Path(__file__).parents[1] / "deployment" / "modules"
 """What every process can import: the callbacks' recorder, triggers, callables that the triggerer can reach."""
 
 _API_SERVER = "api-server"
-_EXECUTION_API_SERVER = "execution-api-server"
 _CELERY_WORKER = "celery-worker"
 _REPLICA = re.compile(r"-\d+$")
 _JOB_TYPES: Mapping[str, str] = {
@@ -78,45 +76,6 @@ _BRISK: Options = {
     "triggerer": {"job_heartbeat_sec": 2},
     "workers": {"min_heartbeat_interval": 1},
 }
-
-
-class Process(Protocol):
-    """What is asked of a component's process; as of `subprocess.Popen`."""
-
-    @property
-    def pid(self) -> int: ...
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def terminate(self) -> None: ...
-
-
-class Launcher(Protocol):
-    """Starts a component that dies with the tests: its name, arguments of ``airflow``, all variables, its log."""
-
-    def __call__(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path
-    ) -> Process: ...
-
-
-def launched(
-    name: str,
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
-    log: Path,
-    *,
-    python: str | Path = sys.executable,
-) -> Process:
-    """Start a component with an interpreter in which Airflow is installed; a `Launcher`."""
-    with log.open("ab") as stream:
-        return subprocess.Popen(
-            [python, "-m", "airflow", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            start_new_session=True,
-            preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call
-        )
 
 
 class DeploymentError(AssertionError):
@@ -183,8 +142,9 @@ class Deployment:
             airflow.wait_until(lambda: len(airflow.records()) == 3, "three callbacks")
             airflow.kill("dag-processor")  # SIGKILL; `stop` asks first; `start("dag-processor")` brings it back
 
-    Components (`components`): ``api-server`` (on SQLite only its core half, with ``execution-api-server`` beside it),
-    ``scheduler``, ``dag-processor``, ``triggerer`` and, for Celery, ``celery-worker``. A number makes a replica:
+    Components (`components`): ``api-server`` (its execution API alone; the public one and the pages cost more to start
+    than all else together), ``scheduler``, ``dag-processor``, ``triggerer`` and, for Celery, ``celery-worker``. They are
+    forked from a process that has Airflow imported, unless `launchers` says otherwise. A number makes a replica:
     ``replicas={"scheduler": 2}`` has `start` start ``scheduler`` and ``scheduler-2``, and any other can be named
     (``start("triggerer-2")``). Other workers: ``start_worker("celery-worker-2", queues="other", concurrency=1)``.
     The servers below can be killed as well: ``airflow.postgres.kill()``, then ``start()``, where they are the
@@ -204,7 +164,7 @@ class Deployment:
         port: Where the API server listens.
         postgres: The database's server, if it is PostgreSQL.
         redis: The broker, if there is one.
-        launchers: Start components, by kind, in other ways than ``python -m airflow``.
+        launchers: Start components, by kind, in other ways than by a fork.
         concurrency: How many processes a Celery worker has.
     """
 
@@ -218,15 +178,15 @@ class Deployment:
     redis: RedisServer | None = None
     launchers: dict[str, Launcher] = attrs.field(factory=dict)
     concurrency: int = 8
-    _execution_port: int
+    forks: Forks = attrs.field(init=False)
     _running: dict[str, _Component] = attrs.field(factory=dict, init=False)
     _engine: sa.Engine = attrs.field(init=False)
-    _token: str | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._engine = sa.create_engine(self.database_url, pool_pre_ping=True)
         self.logs.mkdir(parents=True, exist_ok=True)
         self.record_path.touch()
+        self.forks = Forks(self.home.path)
 
     # Components
 
@@ -306,8 +266,8 @@ class Deployment:
         return "\n".join(parts)
 
     def airflow(self, *arguments: str) -> str:
-        """Run an ``airflow`` command to its end (some five seconds of a core); what it printed."""
-        return run_airflow(arguments, self.environment)
+        """Run an ``airflow`` command to its end; what it printed."""
+        return self.forks.run(arguments, self.environment)
 
     def configure(self, section: str, name: str, value: object) -> None:
         """Set an Airflow option for components that are started from now on."""
@@ -381,7 +341,7 @@ class Deployment:
             seconds,
         )  # type: ignore[return-value]
 
-    # Through the API
+    # By Airflow's own command
 
     def trigger(
         self,
@@ -391,33 +351,13 @@ class Deployment:
         conf: Mapping[str, object] | None = None,
         logical_date: str | None = None,
     ) -> None:
-        """Start a run of a Dag, by the public API."""
-        body = {"dag_run_id": run_id, "logical_date": logical_date, "conf": dict(conf or {})}
-        self.api("POST", f"dags/{dag_id}/dagRuns", body)
+        """Start a run of a Dag."""
+        date = [] if logical_date is None else ["--logical-date", logical_date]
+        self.airflow("dags", "trigger", dag_id, "--run-id", run_id, "--conf", json.dumps(conf or {}), *date)
 
-    def pause(self, dag_id: str, *, paused: bool = True) -> None:
-        """Pause a Dag, or unpause it, by the public API."""
-        self.api("PATCH", f"dags/{dag_id}", {"is_paused": paused})
-
-    def api(self, method: str, path: str, body: object = None) -> Any:
-        """Call the public API (``/api/v2/PATH``); the answer's JSON, ``None`` if it has none.
-
-        Raises:
-            DeploymentError: The answer is an error.
-        """
-        root = f"http://127.0.0.1:{self.port}"
-        if self._token is None:
-            self._token = httpx.get(f"{root}/auth/token", timeout=30).json()["access_token"]
-        answer = httpx.request(
-            method,
-            f"{root}/api/v2/{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {self._token}"},
-            timeout=30,
-        )
-        if answer.is_error:
-            raise DeploymentError(f"{method} {path} was answered {answer.status_code}: {answer.text}")
-        return answer.json() if answer.content else None
+    def pause(self, dag_id: str) -> None:
+        """Pause a Dag."""
+        self.airflow("dags", "pause", dag_id, "--yes")
 
     # The database
 
@@ -500,7 +440,7 @@ class Deployment:
         log = self.logs / f"{name}.log"
         log_before = len(self.log(name))
         environment = self.environment | {"CALLBACK_RECORDER_COMPONENT": name}
-        launch = self.launchers.get(_kind(name), launched)
+        launch = self.launchers.get(_kind(name), self.forks.launch)
         process = launch(name, arguments, environment, log)
         self._running[name] = _Component(
             name=name, process=process, log=log, jobs_before=jobs, log_before=log_before
@@ -508,10 +448,7 @@ class Deployment:
 
     def _command(self, name: str) -> list[str]:
         if name == _API_SERVER:
-            apps = "core" if _EXECUTION_API_SERVER in self.components else "all"
-            return ["api-server", "--apps", apps, "--port", str(self.port)]
-        if name == _EXECUTION_API_SERVER:
-            return ["api-server", "--apps", "execution", "--port", str(self._execution_port)]
+            return ["api-server", "--apps", "execution", "--port", str(self.port)]
         kind = _kind(name)
         if kind == _CELERY_WORKER:
             return self._worker_command(name, "default", self.concurrency)
@@ -529,14 +466,9 @@ class Deployment:
             self.wait_until(lambda name=name: self.is_ready(name), f"{name} is ready", _START_SECONDS)
 
     def is_ready(self, name: str) -> bool:
-        if name in {_API_SERVER, _EXECUTION_API_SERVER}:
-            path = (
-                f"{self.port}/api/v2/version"
-                if name == _API_SERVER
-                else f"{self._execution_port}/execution/health"
-            )
+        if name == _API_SERVER:
             with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"http://127.0.0.1:{path}", timeout=10).is_success
+                return httpx.get(f"http://127.0.0.1:{self.port}/execution/health", timeout=10).is_success
             return False
         job_type = _JOB_TYPES.get(_kind(name))
         if job_type is None:
@@ -566,6 +498,7 @@ class Deployment:
     def close(self) -> None:
         """Kill what runs and let go of the database."""
         self.kill()
+        self.forks.close()
         self._engine.dispose()
 
 
@@ -619,16 +552,14 @@ def deployed(
     with databases.copy(backend, postgres) as database:
         # SQLite has one writer at a time; half a minute of waiting for it beats an error.
         url = f"{database}?timeout=30" if backend == "sqlite" else database
-        port, execution_port, log_port, worker_log_port = (free_port() for _ in range(4))
-        if backend != "sqlite":
-            execution_port = port
+        port, log_port, worker_log_port = (free_port() for _ in range(3))
         settings: dict[str, dict[str, object]] = {section: dict(values) for section, values in _BRISK.items()}
         fixed: Options = {
             "api": {"base_url": f"http://127.0.0.1:{port}", "host": "127.0.0.1", "port": port},
             "callback_priority": callback_priority or {"mode": "off"},
             "core": {
                 "executor": executor,
-                "execution_api_server_url": f"http://127.0.0.1:{execution_port}/execution/",
+                "execution_api_server_url": f"http://127.0.0.1:{port}/execution/",
             },
             "logging": {"trigger_log_server_port": log_port, "worker_log_server_port": worker_log_port},
         }
@@ -648,8 +579,6 @@ def deployed(
             **(environment or {}),
         }
         parts = [_API_SERVER, "scheduler", "dag-processor", "triggerer"]
-        if backend == "sqlite":
-            parts.insert(1, _EXECUTION_API_SERVER)
         if executor == "CeleryExecutor":
             parts.append(_CELERY_WORKER)
         counts = replicas or {}
@@ -667,7 +596,6 @@ def deployed(
             postgres=postgres,
             redis=redis,
             concurrency=concurrency,
-            execution_port=execution_port,
         )
         try:
             yield airflow
