@@ -19,7 +19,7 @@ import httpx
 import psutil
 import sqlalchemy as sa
 
-from tests.support.airflow_env import AirflowHome, Backend, DatabaseTemplates
+from tests.support.airflow_env import AirflowHome, Backend, DatabaseTemplates, use_database
 from tests.support.forks import Forks, Launcher, Process
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisServer
@@ -341,7 +341,7 @@ class Deployment:
             seconds,
         )  # type: ignore[return-value]
 
-    # By Airflow's own command
+    # What users do
 
     def trigger(
         self,
@@ -351,9 +351,20 @@ class Deployment:
         conf: Mapping[str, object] | None = None,
         logical_date: str | None = None,
     ) -> None:
-        """Start a run of a Dag."""
-        date = [] if logical_date is None else ["--logical-date", logical_date]
-        self.airflow("dags", "trigger", dag_id, "--run-id", run_id, "--conf", json.dumps(conf or {}), *date)
+        """Start a run of a Dag, as the public API does; from this process, which has Airflow imported."""
+        from airflow.api.common.trigger_dag import trigger_dag
+        from airflow.utils.types import DagRunTriggeredByType
+
+        date = None if logical_date is None else dt.datetime.fromisoformat(logical_date)
+        with use_database(self.database_url):
+            trigger_dag(
+                dag_id=dag_id,
+                run_id=run_id,
+                conf=dict(conf or {}),
+                logical_date=date,
+                run_after=date,
+                triggered_by=DagRunTriggeredByType.REST_API,
+            )
 
     def pause(self, dag_id: str) -> None:
         """Pause a Dag."""

@@ -97,7 +97,8 @@ class Forked:
 
     def terminate(self) -> None:
         """Ask it to end."""
-        self._template.ask({"terminate": self.pid})
+        if self.poll() is None:
+            self._template.ask({"terminate": self.pid})
 
 
 @attrs.frozen
