@@ -22,10 +22,6 @@ class Holds(Protocol):
     def mean_seconds(self) -> float:
         """Its mean."""
 
-    @property
-    def longest_seconds(self) -> float | None:
-        """The longest that there can be; ``None`` if there is no longest."""
-
     def draws(self, random: Random) -> Iterator[int]:
         """One hold after another, in microseconds, none below one; never ends.
 
@@ -49,11 +45,6 @@ class Fixed:
         """See `Holds`."""
         return self.seconds
 
-    @property
-    def longest_seconds(self) -> float | None:
-        """See `Holds`."""
-        return self.seconds
-
     def draws(self, random: Random) -> Iterator[int]:
         """See `Holds`."""
         return repeat(max(1, seconds_to_micros(self.seconds)))
@@ -68,11 +59,6 @@ class Exponential:
     """
 
     mean_seconds: float
-
-    @property
-    def longest_seconds(self) -> float | None:
-        """See `Holds`."""
-        return None
 
     def draws(self, random: Random) -> Iterator[int]:
         """See `Holds`."""
@@ -98,11 +84,6 @@ class LogNormal:
         """See `Holds`."""
         return self.median_seconds * math.exp(self.sigma * self.sigma / 2)
 
-    @property
-    def longest_seconds(self) -> float | None:
-        """See `Holds`."""
-        return None
-
     def draws(self, random: Random) -> Iterator[int]:
         """See `Holds`."""
         middle, sigma, draw = self.median_seconds * MICROSECONDS, self.sigma, random.gauss
@@ -124,11 +105,6 @@ class Empirical:
     def mean_seconds(self) -> float:
         """See `Holds`."""
         return sum(self.seconds) / len(self.seconds)
-
-    @property
-    def longest_seconds(self) -> float | None:
-        """See `Holds`."""
-        return max(self.seconds)
 
     def draws(self, random: Random) -> Iterator[int]:
         """See `Holds`."""
