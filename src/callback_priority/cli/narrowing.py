@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import KINDS
+from callback_priority.policy.spelling import guess
 
 __all__ = ["Narrowing", "add_narrowing", "narrowing", "one_of"]
 
@@ -66,9 +66,8 @@ def one_of(what: str, names: Iterable[str]) -> Callable[[str], str]:
     def checked(text: str) -> str:
         if text in known:
             return text
-        close = difflib.get_close_matches(text[:64].lower(), known, n=1)
-        guess = f"; did you mean {close[0]!r}?" if close else "."
-        raise argparse.ArgumentTypeError(f"no such {what} {text!r}{guess} There are: {', '.join(known)}")
+        hint = guess(text, known) or "."
+        raise argparse.ArgumentTypeError(f"no such {what} {text!r}{hint} There are: {', '.join(known)}")
 
     return checked
 

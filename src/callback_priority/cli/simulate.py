@@ -171,7 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wrong_usage(arguments: argparse.Namespace) -> str:
     """Why the command line makes no sense, if it does not."""
-    from callback_priority.simulation.document import guess
+    from callback_priority.policy.spelling import guess
     from callback_priority.simulation.library import scenario_names
 
     if arguments.list:
@@ -254,7 +254,7 @@ def _chosen(file: ScenarioFile, arguments: argparse.Namespace) -> Sequence[Treat
         ConfigurationError: Two have the same name, or one that is asked for is not there.
     """
     from callback_priority.errors import ConfigurationError, Problem
-    from callback_priority.simulation.document import guess
+    from callback_priority.policy.spelling import guess
 
     treatments = list(file.treatments)
     for treatment, notes in given_treatments(arguments.given, file.scenario):

@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wrong_usage(arguments: argparse.Namespace) -> str:
     """Why the command line makes no sense, if it does not."""
-    from callback_priority.simulation.document import guess
+    from callback_priority.policy.spelling import guess
     from callback_priority.simulation.library import scenario_names
 
     name, names = arguments.scenario, scenario_names()

@@ -6,7 +6,6 @@ itself copes with any sizes. What is refused here is what would be wrong from th
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -15,6 +14,7 @@ from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, Level, 
 from callback_priority.errors import Problem
 from callback_priority.policy.json_text import quoted
 from callback_priority.policy.settings import EVERY_OTHER_POOL, INHERIT, Settings
+from callback_priority.policy.spelling import guess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["check_executors", "check_pools", "check_slots"]
 
 _MOST_NAMED: Final = 3
-_LONGEST_GUESSED: Final = 256
 _STAR: Final = f"pool_quotas[{quoted(EVERY_OTHER_POOL)}]"
 _NAME_THEM: Final = ", or name the pool in pool_quotas with quotas of its own"
 
@@ -107,7 +106,7 @@ def check_executors(settings: Settings, executors: Collection[str]) -> tuple[Pro
         Problem(
             key=f"callback_executor.{service_class}",
             value=name,
-            remedy=f"no such executor{_guess(name, known)}; `[core] executor` has {', '.join(_shortest(known))}: name "
+            remedy=f"no such executor{guess(name, known)}; `[core] executor` has {', '.join(_shortest(known))}: name "
             "one of those, or add it there",
         )
         for service_class, name in settings.callback_executor.items()
@@ -176,15 +175,9 @@ def _unknown_pool(key: str, pool: str, known: Mapping[str, object]) -> Problem:
     return Problem(
         key=key,
         value=pool,
-        remedy=f"no such pool{_guess(pool, known)}{pattern}; name one that exists (`airflow pools list`), or make it "
+        remedy=f"no such pool{guess(pool, known)}{pattern}; name one that exists (`airflow pools list`), or make it "
         "(`airflow pools set`)",
     )
-
-
-def _guess(name: str, known: Iterable[str]) -> str:
-    by_lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name[:_LONGEST_GUESSED].lower(), list(by_lower), n=1)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def _shortest(executors: Iterable[str]) -> list[str]:

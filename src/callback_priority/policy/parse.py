@@ -6,7 +6,6 @@ section in one go, and whoever reads the section must be able to trust that it h
 
 from __future__ import annotations
 
-import difflib
 import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
@@ -30,6 +29,7 @@ from callback_priority.policy.settings import (
     Settings,
     WorkerCallbacks,
 )
+from callback_priority.policy.spelling import guess
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,8 @@ _LARGEST_PRIORITY: Final = 2**31 - 1
 _SMALLEST_WEIGHT: Final = Decimal("0.001")
 _LARGEST_WEIGHT: Final = MAX_WEIGHT_MILLI // MILLI
 _MOST_DECIMALS: Final = 30
-_LONGEST_GUESSED: Final = 64
+_LONGEST_BARE: Final = 64
+"""A name that nobody knows stands in quotes if it is longer."""
 
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
 
@@ -135,9 +136,9 @@ class _Reader:
         for name in raw:
             if name not in OPTIONS_BY_NAME:
                 self._add(
-                    name if name.isidentifier() and len(name) <= _LONGEST_GUESSED else quoted(name),
+                    name if name.isidentifier() and len(name) <= _LONGEST_BARE else quoted(name),
                     shown(raw[name]),
-                    f"no such option{_guess(name, OPTIONS_BY_NAME)}; the options are {', '.join(OPTIONS_BY_NAME)}",
+                    f"no such option{guess(name, OPTIONS_BY_NAME)}; the options are {', '.join(OPTIONS_BY_NAME)}",
                 )
         given = {name: text for name, text in raw.items() if name in OPTIONS_BY_NAME}
         callback_pool, callback_pool_is_sound = self._callback_pool(given)
@@ -201,7 +202,7 @@ class _Reader:
         try:
             return words(text)
         except ValueError:
-            remedy = f"write one of {', '.join(option.choices)}{_guess(text, option.choices)}{_comment(text)}"
+            remedy = f"write one of {', '.join(option.choices)}{guess(text, option.choices)}{_comment(text)}"
             self._add(name, shown(text), remedy)
             return words(option.default)
 
@@ -257,7 +258,7 @@ class _Reader:
                 found.add(names[word])
             else:
                 remedy = f"write none, all, or some of {', '.join(names)}, separated by commas"
-                self._add(name, shown(text), remedy + _guess(word, [*names, "none", "all"]) + _comment(text))
+                self._add(name, shown(text), remedy + guess(word, [*names, "none", "all"]) + _comment(text))
                 return frozenset()
         return frozenset(found)
 
@@ -326,7 +327,7 @@ class _Reader:
                 self._add(
                     f"{path}[{quoted(key)}]",
                     shown(inner),
-                    f"no such service class{_guess(key, names)}; the classes are {', '.join(names)}",
+                    f"no such service class{guess(key, names)}; the classes are {', '.join(names)}",
                 )
 
     def _weight(self, path: str, value: Json) -> Milliweight | None:
@@ -369,7 +370,7 @@ class _Reader:
         self, share: _Share, path: str, key: str, value: Json, keys: Sequence[str], class_path: str
     ) -> None:
         if key not in keys:
-            remedy = f"no such key{_guess(key, keys)}; the keys are {', '.join(keys)}"
+            remedy = f"no such key{guess(key, keys)}; the keys are {', '.join(keys)}"
             if key == "weight":
                 remedy = "weights of the scheduler's slots are set in the option weights; move it there"
             self._add(f"{class_path}[{quoted(key)}]", shown(value), remedy)
@@ -579,11 +580,6 @@ def _within(number: Decimal, option: Option) -> bool:
 
 def _range(option: Option, what: str) -> str:
     return f"write {what} from {option.minimum:.6g} to {option.maximum:.0f}"
-
-
-def _guess(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name[:_LONGEST_GUESSED].lower(), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _comment(text: str) -> str:

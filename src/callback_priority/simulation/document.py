@@ -5,14 +5,14 @@ Nothing is guessed and nothing is dropped in silence: a key that is misspelt wou
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from callback_priority.errors import Problem
+from callback_priority.policy.spelling import guess
 
-__all__ = ["Problems", "Table", "guess"]
+__all__ = ["Problems", "Table"]
 
 _LONGEST_SHOWN: Final = 60
 _LONGEST_NAME: Final = 256
@@ -27,16 +27,6 @@ class _Verbatim(str):
 
 MISSING: Final = _Verbatim("missing")
 """What a problem shows where nothing was written."""
-
-
-def guess(name: str, known: Iterable[str]) -> str:
-    """The one of the known names that is likely meant, as the end of a sentence.
-
-    >>> guess("hodls", ["holds", "arrivals"])
-    "; did you mean 'holds'?"
-    """
-    close = difflib.get_close_matches(name[:_LONGEST_NAME], list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class Problems(list[Problem]):

@@ -18,8 +18,9 @@ from callback_priority.core.classes import CALLBACK_CLASSES, CLASS_ORDER, Servic
 from callback_priority.errors import ConfigurationError, Problem
 from callback_priority.policy.parse import load_settings, parse_settings
 from callback_priority.policy.settings import DEFAULT_POOL, INHERIT, Settings
+from callback_priority.policy.spelling import guess
 from callback_priority.simulation.arrivals import DAY_SECONDS, Arrivals, Diurnal, Poisson, Regular, Storms
-from callback_priority.simulation.document import Problems, Table, guess
+from callback_priority.simulation.document import Problems, Table
 from callback_priority.simulation.engine import Accounting, Treatment
 from callback_priority.simulation.holds import Empirical, Exponential, Fixed, Holds, LogNormal
 from callback_priority.simulation.scenario import UNLIMITED_POOL, Crash, Scenario, Stream
