@@ -69,7 +69,7 @@ class _Gather(argparse.Action):
 def _option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=TEXT, such as weights='{{\"task\": 3}}'")
+        raise argparse.ArgumentTypeError(f"{text!r}: write OPTION=TEXT, such as weights='{{\"task\": 3}}'")
     return one_of("option", OPTIONS_BY_NAME)(name.strip()), value
 
 

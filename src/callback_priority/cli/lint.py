@@ -10,6 +10,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from callback_priority.cli import numbers
+from callback_priority.cli.narrowing import one_of
 from callback_priority.core.classes import CLASS_ORDER, Level, ServiceClass
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ configured Airflow's, and its database's."""
 
 FAILED = 1
 _DAYS = 7
+_MOST = 2**31 - 1
+_LONGEST = 1e10
+_HOLDS = '{"task": 900, "deadline": 30}'
 
 
 def add_to(commands: Any) -> None:
@@ -64,18 +69,22 @@ def add_to(commands: Any) -> None:
         help='JSON with the slots of each pool, as in {"default_pool": 128, "etl": {"slots": 4, "widest": 2}, "all": -1}, '
         "-1 for one without end, or what `airflow pools export` wrote; widest is the most pool_slots of a task",
     )
-    parser.add_argument("--slots", type=_count, metavar="COUNT", help="slots of each scheduler (parallelism)")
-    parser.add_argument("--schedulers", type=_count, metavar="COUNT", help="how many schedulers there are")
+    parser.add_argument(
+        "--slots", type=numbers.whole(1, _MOST), metavar="COUNT", help="slots of each scheduler (parallelism)"
+    )
+    parser.add_argument(
+        "--schedulers", type=numbers.whole(1, _MOST), metavar="COUNT", help="how many schedulers there are"
+    )
     parser.add_argument(
         "--loop-seconds",
-        type=_seconds,
+        type=numbers.seconds(0, 86_400),
         default=1.0,
         metavar="SECONDS",
         help="the longest time from one loop of a scheduler to the next; 1 if not given",
     )
     parser.add_argument(
         "--tasks-per-query",
-        type=_count,
+        type=numbers.whole(1, _MOST),
         metavar="COUNT",
         help="the most task instances that one selection finds (max_tis_per_query)",
     )
@@ -84,7 +93,7 @@ def add_to(commands: Any) -> None:
         "--holds",
         type=_holds,
         metavar="JSON",
-        help='the longest hold of each class in seconds, as in \'{"task": 900, "deadline": 30}\'',
+        help=f"the longest hold of each class in seconds, as in '{_HOLDS}'",
     )
     holds.add_argument(
         "--observed",
@@ -103,35 +112,22 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 2**31 - 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
-    return seconds
-
-
 def _holds(text: str) -> dict[ServiceClass, float]:
     try:
         given = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write JSON such as {_HOLDS}: {error}") from error
     if not isinstance(given, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an object of classes and seconds")
-    names = ", ".join(CLASS_ORDER)
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write an object of classes and seconds, such as {_HOLDS}"
+        )
+    known = one_of("service class", map(str, CLASS_ORDER))
     for name, seconds in given.items():
-        if name not in list(CLASS_ORDER):
-            raise argparse.ArgumentTypeError(f"there is no class {name!r}; the classes are {names}")
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e10:
-            raise argparse.ArgumentTypeError(f"{name}: {seconds!r} is not a number of seconds")
+        known(name)
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < _LONGEST:
+            raise argparse.ArgumentTypeError(
+                f"{name} = {seconds!r}: write a number of seconds from 0 to below {_LONGEST:.0f}"
+            )
     return {ServiceClass(name): float(seconds) for name, seconds in given.items()}
 
 

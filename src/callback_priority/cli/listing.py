@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
+from callback_priority.cli import numbers
 from callback_priority.cli.narrowing import add_narrowing, narrowing, one_of
 from callback_priority.core.classes import CALLBACK_CLASSES
 
@@ -63,19 +64,17 @@ def add_to(commands: Any) -> None:
         help="only callbacks of this Dag; may be given more than once",
     )
     parser.add_argument(
-        "--limit", type=_limit, default=20, metavar="COUNT", help="list at most so many (default: 20)"
+        "--limit",
+        type=numbers.whole(1, MOST),
+        default=20,
+        metavar="COUNT",
+        help="list at most so many (default: 20)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument(
         "--verbose", action="store_true", help="let through what Airflow logs meanwhile, on standard error"
     )
     parser.set_defaults(run=run)
-
-
-def _limit(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= MOST:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST}")
 
 
 def run(arguments: argparse.Namespace) -> int:

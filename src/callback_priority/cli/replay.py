@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from callback_priority.cli import numbers
 from callback_priority.cli.given import Given, add_given, given_treatments
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DEFAULT_LAST: Final = "24h"
 _DEFAULT_LOOP_SECONDS: Final = 1.0
 _DEFAULT_TASKS_PER_QUERY: Final = 16
+_MOST: Final = 1_000_000
 
 
 @attrs.frozen(kw_only=True)
@@ -129,17 +131,21 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="the file with the settings that were active; the configured Airflow's if not given, with --database the defaults",
     )
-    there.add_argument("--slots", type=_count, metavar="COUNT", help="slots of each scheduler (parallelism)")
-    there.add_argument("--schedulers", type=_count, metavar="COUNT", help="how many schedulers there were")
+    there.add_argument(
+        "--slots", type=numbers.whole(1, _MOST), metavar="COUNT", help="slots of each scheduler (parallelism)"
+    )
+    there.add_argument(
+        "--schedulers", type=numbers.whole(1, _MOST), metavar="COUNT", help="how many schedulers there were"
+    )
     there.add_argument(
         "--loop-seconds",
-        type=_interval,
+        type=numbers.seconds(0.001, 3_600),
         metavar="SECONDS",
         help="the interval between two loops of a scheduler",
     )
     there.add_argument(
         "--tasks-per-query",
-        type=_count,
+        type=numbers.whole(1, _MOST),
         metavar="COUNT",
         help="the most task instances that one selection finds (max_tis_per_query)",
     )
@@ -156,7 +162,7 @@ def _moment(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T08:00") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: write a time such as 2026-01-31T08:00") from error
     return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
 
 
@@ -169,28 +175,8 @@ def _length(text: str) -> timedelta:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
     seconds = float(found[1]) * _UNIT_SECONDS[found[2]] if found else 0.0
     if not 1 <= seconds <= 366 * 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a length of time such as 90m, 6h or 2d")
+        raise argparse.ArgumentTypeError(f"{text!r}: write a length of time such as 90m, 6h or 2d")
     return timedelta(seconds=seconds)
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
-    return number
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.001 <= seconds <= 3_600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.001 to 3600")
-    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:

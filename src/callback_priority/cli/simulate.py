@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from callback_priority.cli import numbers
 from callback_priority.cli.given import add_given, given_treatments
 
 if TYPE_CHECKING:
@@ -68,27 +69,27 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument(
         "--seeds",
-        type=_whole(1, _MOST_SEEDS),
+        type=numbers.whole(1, _MOST_SEEDS),
         default=5,
         metavar="COUNT",
         help="so many runs each; 5 if not given",
     )
     parser.add_argument(
         "--first-seed",
-        type=_whole(0, 2**31),
+        type=numbers.whole(0, 2**31),
         default=0,
         metavar="SEED",
         help="the seeds are SEED and those after it; 0 if not given",
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=numbers.seconds(1, 366 * 86_400),
         metavar="SECONDS",
         help="watch for so long, not as long as the scenario says",
     )
     parser.add_argument(
         "--confidence",
-        type=_confidence,
+        type=numbers.number(0.5, 0.9999),
         default=0.99,
         metavar="PART",
         help="of the intervals, between 0 and 1; 0.99 if not given",
@@ -96,7 +97,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--dags", action="store_true", help="tell which Dags waited longest, too")
     parser.add_argument(
         "--jobs",
-        type=_whole(1, _MOST_JOBS),
+        type=numbers.whole(1, _MOST_JOBS),
         default=1,
         metavar="COUNT",
         help="share the runs between so many processes; 1 if not given. The results are the same",
@@ -109,39 +110,6 @@ def add_to(commands: Any) -> None:
         "--progress", action="store_true", help="tell how far it is even if standard error is no terminal"
     )
     parser.set_defaults(run=run, parser=parser)
-
-
-def _whole(least: int, most: int) -> Any:
-    def checked(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-        return number
-
-    return checked
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 366 * 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 31622400")
-    return seconds
-
-
-def _confidence(text: str) -> float:
-    try:
-        part = float(text)
-    except ValueError:
-        part = 0.0
-    if not 0.5 <= part <= 0.9999:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.5 to 0.9999")
-    return part
 
 
 def run(arguments: argparse.Namespace) -> int:

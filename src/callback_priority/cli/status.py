@@ -9,6 +9,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from callback_priority.cli import numbers
 from callback_priority.cli.narrowing import add_narrowing, narrowing
 from callback_priority.core.classes import CLASS_ORDER
 
@@ -56,22 +57,15 @@ def add_to(commands: Any) -> None:
         "--json", action="store_true", help="print one JSON object (with --watch: one a line)"
     )
     parser.add_argument(
-        "--watch", type=_seconds, metavar="SECONDS", help="show it again every SECONDS, until Ctrl-C"
+        "--watch",
+        type=numbers.seconds(0.1, 86_400),
+        metavar="SECONDS",
+        help="show it again every SECONDS, until Ctrl-C",
     )
     parser.add_argument(
         "--verbose", action="store_true", help="let through what Airflow logs meanwhile, on standard error"
     )
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 86400")
-    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from callback_priority.cli import numbers
 from callback_priority.cli.given import add_given, given_treatments
 
 if TYPE_CHECKING:
@@ -65,14 +66,16 @@ def add_to(commands: Any) -> None:
     add_given(parser)
 
     def count(flag: str, least: int, most: int, default: int | None, text: str) -> None:
-        parser.add_argument(flag, type=_whole(least, most), default=default, metavar="COUNT", help=text)
+        parser.add_argument(
+            flag, type=numbers.whole(least, most), default=default, metavar="COUNT", help=text
+        )
 
     count("--trials", 1, _MOST_TRIALS, None, "so many settings in the search; 30 if not given")
     count("--seeds", 2, _MOST_SEEDS, None, "so many runs of each; 5 if not given")
     count("--unseen", 2, _MOST_SEEDS, None, "so many other runs to check the result with; 20 if not given")
     parser.add_argument(
         "--first-seed",
-        type=_whole(0, 2**31),
+        type=numbers.whole(0, 2**31),
         default=0,
         metavar="SEED",
         help="the first seed; 0 if not given",
@@ -86,7 +89,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=numbers.seconds(1, 366 * 86_400),
         metavar="SECONDS",
         help="watch for so long, not as long as the scenario says: a shorter search",
     )
@@ -95,29 +98,6 @@ def add_to(commands: Any) -> None:
         "--progress", action="store_true", help="tell how far it is even if standard error is no terminal"
     )
     parser.set_defaults(run=run, parser=parser)
-
-
-def _whole(least: int, most: int) -> Any:
-    def checked(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-        return number
-
-    return checked
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 1 <= seconds <= 366 * 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 31622400")
-    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
