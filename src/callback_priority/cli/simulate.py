@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from callback_priority.cli import numbers
 from callback_priority.cli.given import add_given, given_treatments
+from callback_priority.cli.scenarios import add_seconds, no_such_scenario, scenario_of
 
 if TYPE_CHECKING:
     from callback_priority.simulation.comparison import Comparison
@@ -81,12 +82,7 @@ def add_to(commands: Any) -> None:
         metavar="SEED",
         help="the seeds are SEED and those after it; 0 if not given",
     )
-    parser.add_argument(
-        "--seconds",
-        type=numbers.seconds(1, 366 * 86_400),
-        metavar="SECONDS",
-        help="watch for so long, not as long as the scenario says",
-    )
+    add_seconds(parser)
     parser.add_argument(
         "--confidence",
         type=numbers.number(0.5, 0.9999),
@@ -139,21 +135,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wrong_usage(arguments: argparse.Namespace) -> str:
     """Why the command line makes no sense, if it does not."""
-    from callback_priority.policy.spelling import guess
-    from callback_priority.simulation.library import scenario_names
-
     if arguments.list:
         return "--list takes no scenario" if arguments.scenarios else ""
     if not arguments.scenarios:
         return "name a scenario, or a file; --list tells which come along"
     if arguments.report and len(arguments.scenarios) > 1:
         return "--report takes one scenario"
-    for name in arguments.scenarios:
-        if name not in scenario_names() and (arguments.show or not Path(name).exists()):
-            known = ", ".join(scenario_names())
-            hint = guess(name, scenario_names()) or "."
-            return f"no such scenario, and no such file: {name!r}{hint} There are: {known}"
-    return ""
+    refusals = (no_such_scenario(name, files=not arguments.show) for name in arguments.scenarios)
+    return next(filter(None, refusals), "")
 
 
 def _listing() -> str:
@@ -168,8 +157,6 @@ def _listing() -> str:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    import attrs
-
     from callback_priority.cli.comparison_text import comparison_text
     from callback_priority.cli.progress import Progress
     from callback_priority.simulation.comparison import compare
@@ -178,12 +165,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if arguments.show:
         print("\n".join(scenario_text(name) for name in arguments.scenarios), end="")
         return 0
-    files = [_read(name) for name in arguments.scenarios]
-    if arguments.seconds is not None:
-        files = [
-            attrs.evolve(each, scenario=attrs.evolve(each.scenario, seconds=arguments.seconds))
-            for each in files
-        ]
+    files = [scenario_of(name, arguments.seconds) for name in arguments.scenarios]
     chosen = [(each.scenario, _chosen(each, arguments)) for each in files]
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for number, (scenario, treatments) in enumerate(chosen):
@@ -206,13 +188,6 @@ def _simulate(arguments: argparse.Namespace) -> int:
         if arguments.report:
             _report(found, arguments.report)
     return 0
-
-
-def _read(name: str) -> ScenarioFile:
-    from callback_priority.simulation.library import named_scenario, scenario_names
-    from callback_priority.simulation.scenario_file import read_scenario
-
-    return named_scenario(name) if name in scenario_names() else read_scenario(Path(name))
 
 
 def _chosen(file: ScenarioFile, arguments: argparse.Namespace) -> Sequence[Treatment]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from callback_priority.cli import numbers
 from callback_priority.cli.given import add_given, given_treatments
+from callback_priority.cli.scenarios import add_seconds, no_such_scenario, scenario_of
 
 if TYPE_CHECKING:
     from callback_priority.policy.settings import Settings
@@ -87,12 +87,7 @@ def add_to(commands: Any) -> None:
         1,
         "share the runs between so many processes; 1 if not given. The answer is the same",
     )
-    parser.add_argument(
-        "--seconds",
-        type=numbers.seconds(1, 366 * 86_400),
-        metavar="SECONDS",
-        help="watch for so long, not as long as the scenario says: a shorter search",
-    )
+    add_seconds(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--progress", action="store_true", help="tell how far it is even if standard error is no terminal"
@@ -126,34 +121,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wrong_usage(arguments: argparse.Namespace) -> str:
     """Why the command line makes no sense, if it does not."""
-    from callback_priority.policy.spelling import guess
-    from callback_priority.simulation.library import scenario_names
-
-    name, names = arguments.scenario, scenario_names()
-    if name not in names and not Path(name).exists():
-        return f"no such scenario, and no such file: {name!r}{guess(name, names) or '.'} There are: {', '.join(names)}"
     if len(arguments.given) > 1:
         return (
             "there is one today: give --name once at most, and all of --settings, --policy and --set after it"
         )
-    return ""
+    return no_such_scenario(arguments.scenario)
 
 
 def _tune(arguments: argparse.Namespace) -> Tuned:
-    import attrs
-
     from callback_priority.cli.progress import Progress
     from callback_priority.simulation import tune
     from callback_priority.simulation.goals import parse_goals
-    from callback_priority.simulation.library import named_scenario, scenario_names
-    from callback_priority.simulation.scenario_file import read_scenario
 
     goals = [goal for text in arguments.goal for goal in parse_goals(text)]
-    name = arguments.scenario
-    file = named_scenario(name) if name in scenario_names() else read_scenario(Path(name))
-    scenario = file.scenario
-    if arguments.seconds is not None:
-        scenario = attrs.evolve(scenario, seconds=arguments.seconds)
+    scenario = scenario_of(arguments.scenario, arguments.seconds).scenario
     today = _today(arguments, scenario)
     progress = Progress(wanted=arguments.progress)
     try:
