@@ -13,10 +13,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
 from callback_priority import __version__
+from callback_priority.cli.failures import CommandError
 from callback_priority.cli.findings import RESTART, Finding, Status, Wanted
 from callback_priority.cli.surroundings import (
     MIGRATE,
-    CommandError,
     database_name,
     first_line,
     missing_tables,

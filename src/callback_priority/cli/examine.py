@@ -13,9 +13,9 @@ from callback_priority.cli import celery_workers as celery
 from callback_priority.cli import checks_callbacks as callbacks
 from callback_priority.cli import checks_installed as installed
 from callback_priority.cli import checks_running as running
+from callback_priority.cli.failures import CommandError
 from callback_priority.cli.findings import RESTART, Finding, Status, Wanted
 from callback_priority.cli.surroundings import (
-    CommandError,
     connected,
     first_line,
     living_since,

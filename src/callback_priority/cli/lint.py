@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from callback_priority.cli import numbers
+from callback_priority.cli.failures import FAILED
 from callback_priority.cli.narrowing import one_of
 from callback_priority.core.classes import CLASS_ORDER, Level, ServiceClass
 
@@ -39,7 +39,6 @@ worst cases, worked out from the longest holds and from proven bounds.
 Give --config and --pools, and Airflow is not loaded. What is not given is the
 configured Airflow's, and its database's."""
 
-FAILED = 1
 _DAYS = 7
 _MOST = 2**31 - 1
 _LONGEST = 1e10
@@ -136,8 +135,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     Returns:
         1 if something is wrong, else 0.
+
+    Raises:
+        CommandError: The database or Airflow's configuration cannot be read.
+        OSError: A file cannot be read.
     """
-    from callback_priority.cli.surroundings import CommandError, failed, quiet
+    from callback_priority.cli.surroundings import quiet
     from callback_priority.errors import ConfigurationError
     from callback_priority.policy.bounds import bounds
 
@@ -147,11 +150,6 @@ def run(arguments: argparse.Namespace) -> int:
             deployment = _deployment(arguments)
     except ConfigurationError as error:
         print(_refused(error.problems) if arguments.json else str(error))
-        return FAILED
-    except CommandError as error:
-        return failed("lint", error)
-    except OSError as error:
-        print(f"callback-priority lint: {error}", file=sys.stderr)
         return FAILED
     found = bounds(settings, deployment)
     print(_json(found, deployment) if arguments.json else _text(found, settings, deployment))

@@ -81,24 +81,24 @@ def run(arguments: argparse.Namespace) -> int:
     """List them.
 
     Returns:
-        1 if the database or the tables are missing, else 0.
+        0.
+
+    Raises:
+        CommandError: The database or the tables are missing.
     """
-    from callback_priority.cli.surroundings import CommandError, failed, quiet, reading
+    from callback_priority.cli.surroundings import quiet, reading
     from callback_priority.persistence.lookup import newest
 
     narrow = narrowing(arguments)
-    try:
-        with quiet(verbose=arguments.verbose), reading() as connection:
-            found = newest(
-                connection,
-                limit=arguments.limit,
-                states=arguments.states,
-                classes=list(map(str, narrow.classes)),
-                kinds=narrow.kinds,
-                dag_ids=arguments.dag_ids,
-            )
-    except CommandError as error:
-        return failed("list", error)
+    with quiet(verbose=arguments.verbose), reading() as connection:
+        found = newest(
+            connection,
+            limit=arguments.limit,
+            states=arguments.states,
+            classes=list(map(str, narrow.classes)),
+            kinds=narrow.kinds,
+            dag_ids=arguments.dag_ids,
+        )
     print(_json(found) if arguments.json else _text(found, datetime.now(timezone.utc)))
     return 0
 

@@ -10,14 +10,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from callback_priority import __version__
 from callback_priority.cli import doctor, lint, listing, replay, show, simulate, status, tune
+from callback_priority.cli.failures import FAILED, told
 
 __all__ = ["main"]
-
-FAILED = 1
-"""Exit status of a command that found or met a failure."""
 
 WRONG_USAGE = 2
 """Exit status of a command line that makes no sense, as argparse gives it."""
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return WRONG_USAGE
     try:
-        answer = arguments.run(arguments)
+        answer = told(arguments.command, partial(arguments.run, arguments))
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -68,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    return int(answer)
+    return answer

@@ -47,7 +47,6 @@ ACTIVE: Final = "active"
 AGREES_WITHIN: Final = {0.5: 0.15, 0.95: 0.25}
 """How far a simulated quantile may be from the recorded one, as a part of it, or one interval between loops where that is more."""
 
-FAILED = 1
 _UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DEFAULT_LAST: Final = "24h"
 _DEFAULT_LOOP_SECONDS: Final = 1.0
@@ -183,28 +182,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Simulate history, and print what came of it.
 
     Returns:
-        1 if the database cannot be read or has no history, or something given is invalid, 2 if the command line makes no
-        sense, else 0.
-    """
-    from callback_priority.cli.surroundings import CommandError, failed
-    from callback_priority.errors import ConfigurationError
+        2 if the command line makes no sense, else 0.
 
+    Raises:
+        CommandError: The database cannot be read, or has no history.
+        ConfigurationError: Something given is invalid.
+        OSError: A file cannot be read, or a report not be written.
+    """
     if arguments.since is not None and arguments.last is not None:
         arguments.parser.print_usage(sys.stderr)
         print("callback-priority replay: error: give --from or --last, not both", file=sys.stderr)
         return 2
-    try:
-        return _replay(arguments)
-    except CommandError as error:
-        return failed("replay", error)
-    except ConfigurationError as error:
-        print(f"callback-priority replay: {error}", file=sys.stderr)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; `main` sees to it.
-        raise
-    except OSError as error:
-        print(f"callback-priority replay: {error.strerror or error}: {error.filename}", file=sys.stderr)
-    return FAILED
+    return _replay(arguments)
 
 
 @attrs.define(kw_only=True)
@@ -279,8 +268,8 @@ def _there(arguments: argparse.Namespace) -> _There:
 
 
 def _recollect(conn: Connection, arguments: argparse.Namespace) -> Recollection:
+    from callback_priority.cli.failures import CommandError
     from callback_priority.cli.recollection import recollect
-    from callback_priority.cli.surroundings import CommandError
     from callback_priority.persistence import history
 
     with history.read_only(conn):

@@ -77,17 +77,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Show it.
 
     Returns:
-        1 if there is none or more than one, or the database or the tables are missing, else 0.
-    """
-    from callback_priority.cli.surroundings import CommandError, failed, quiet, reading
+        0.
 
-    try:
-        with quiet(verbose=arguments.verbose):
-            with reading() as connection:
-                found = _find(connection, arguments.callback)
-            queue, log_file = _queue(found), _log_file(found)
-    except CommandError as error:
-        return failed("show", error)
+    Raises:
+        CommandError: There is none or more than one, or the database or the tables are missing.
+    """
+    from callback_priority.cli.surroundings import quiet, reading
+
+    with quiet(verbose=arguments.verbose):
+        with reading() as connection:
+            found = _find(connection, arguments.callback)
+        queue, log_file = _queue(found), _log_file(found)
     log = found.log if found.log is not None else _end_of(log_file)
     if arguments.json:
         print(_json(found, queue, log_file, log))
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _find(connection: Connection, prefix: str) -> Callback:
-    from callback_priority.cli.surroundings import CommandError
+    from callback_priority.cli.failures import CommandError
     from callback_priority.persistence.lookup import matching_ids, read_callback
 
     ids = matching_ids(connection, prefix, limit=MOST_NAMED + 1)

@@ -37,7 +37,6 @@ file. Its own settings are tried first; those given here come after them.
 Each seed is one run; all settings see the same work. A mean over seeds stands
 with half the width of its confidence interval, as in 42s ±3s."""
 
-FAILED = 1
 WRONG_USAGE = 2
 _MOST_SEEDS = 10_000
 _MOST_JOBS = 256
@@ -112,10 +111,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Simulate, and print what came of it.
 
     Returns:
-        1 if something given is invalid or cannot be read or written, 2 if the command line makes no sense, else 0.
-    """
-    from callback_priority.errors import ConfigurationError
+        2 if the command line makes no sense, else 0.
 
+    Raises:
+        ConfigurationError: Something given is invalid.
+        OSError: It cannot be read, or a report not be written.
+    """
     wrong = _wrong_usage(arguments)
     if wrong:
         arguments.parser.print_usage(sys.stderr)
@@ -124,13 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print(_listing())
         return 0
-    try:
-        return _simulate(arguments)
-    except ConfigurationError as error:
-        print(f"callback-priority simulate: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"callback-priority simulate: {error.strerror or error}: {error.filename}", file=sys.stderr)
-    return FAILED
+    return _simulate(arguments)
 
 
 def _wrong_usage(arguments: argparse.Namespace) -> str:

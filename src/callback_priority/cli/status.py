@@ -72,17 +72,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the overview, once or again and again.
 
     Returns:
-        1 if the database or the tables are missing, else 0.
+        0.
+
+    Raises:
+        CommandError: The database or the tables are missing.
     """
     from callback_priority.cli.overview import overview
-    from callback_priority.cli.surroundings import CommandError, failed, quiet
+    from callback_priority.cli.surroundings import quiet
 
     while True:
-        try:
-            with quiet(verbose=arguments.verbose):
-                found = overview(narrowing(arguments))
-        except CommandError as error:
-            return failed("status", error)
+        with quiet(verbose=arguments.verbose):
+            found = overview(narrowing(arguments))
         if arguments.json:
             print(_json(found, compact=arguments.watch is not None), flush=True)
         else:

@@ -15,16 +15,14 @@ from sqlalchemy import Connection, create_engine, event, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from callback_priority.errors import CallbackPriorityError
+from callback_priority.cli.failures import CommandError
 from callback_priority.persistence.tables import metadata
 from callback_priority.policy.parse import parse_settings
 from callback_priority.policy.settings import Settings
 
 __all__ = [
-    "CommandError",
     "connected",
     "database_name",
-    "failed",
     "first_line",
     "living_since",
     "missing_tables",
@@ -40,20 +38,6 @@ CONNECT_SECONDS = 10
 """How long to wait for a database server that does not answer."""
 
 MIGRATE = "run `airflow db migrate`"
-
-
-class CommandError(CallbackPriorityError):
-    """A command cannot do its work.
-
-    Args:
-        message: What is wrong.
-        remedy: What to do about it.
-    """
-
-    def __init__(self, message: str, remedy: str) -> None:
-        self.message = message
-        self.remedy = remedy
-        super().__init__(f"{message}; {remedy}")
 
 
 @contextlib.contextmanager
@@ -167,16 +151,6 @@ def _answering(connection: Connection) -> Iterator[Connection]:
         yield connection
     except SQLAlchemyError as error:
         raise CommandError(f"the database does not answer: {first_line(error)}", MIGRATE) from error
-
-
-def failed(command: str, error: CommandError) -> int:
-    """Say on standard error why a command ends without an answer; returns its exit status."""
-    print(
-        f"callback-priority {command}: {error.message}\n  -> {error.remedy}\n"
-        "  -> `callback-priority doctor` checks the rest",
-        file=sys.stderr,
-    )
-    return 1
 
 
 def settings() -> Settings:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from callback_priority.cli import numbers
+from callback_priority.cli.failures import FAILED
 from callback_priority.cli.given import add_given, given_treatments
 from callback_priority.cli.scenarios import add_seconds, no_such_scenario, scenario_of
 
@@ -34,7 +35,6 @@ EPILOG = """\
 Exit status: 0 all goals are met, on seeds that the search did not use, too; 1 they are not, or a scenario or settings are invalid,
 a file cannot be read or Optuna is missing; 2 wrong usage."""
 
-FAILED = 1
 WRONG_USAGE = 2
 _MOST_SEEDS = 1_000
 _MOST_TRIALS = 10_000
@@ -99,24 +99,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        1 if the goals are not met or what is given cannot be used, 2 if the command line makes no sense, else 0.
-    """
-    from callback_priority.errors import ConfigurationError, MissingExtraError
+        1 if the goals are not met, 2 if the command line makes no sense, else 0.
 
+    Raises:
+        ConfigurationError: Something given is invalid.
+        MissingExtraError: There is no Optuna.
+        OSError: A file cannot be read.
+    """
     wrong = _wrong_usage(arguments)
     if wrong:
         arguments.parser.print_usage(sys.stderr)
         print(f"callback-priority tune: error: {wrong}", file=sys.stderr)
         return WRONG_USAGE
-    try:
-        found = _tune(arguments)
-    except (ConfigurationError, MissingExtraError) as error:
-        print(f"callback-priority tune: {error}", file=sys.stderr)
-        return FAILED
-    except OSError as error:
-        print(f"callback-priority tune: {error.strerror or error}: {error.filename}", file=sys.stderr)
-        return FAILED
-    return _print(found, as_json=arguments.json)
+    return _print(_tune(arguments), as_json=arguments.json)
 
 
 def _wrong_usage(arguments: argparse.Namespace) -> str:
