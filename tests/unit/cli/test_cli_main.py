@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -9,11 +10,13 @@ import pytest
 
 from callback_priority import __version__
 from callback_priority.cli import listing
-from callback_priority.cli.main import main
+from callback_priority.cli.main import COMMANDS, main
 from callback_priority.cli.narrowing import Narrowing
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.kinds import KINDS
 from callback_priority.persistence.status import STATES
+
+NAMES = ["doctor", "status", "list", "show", "simulate", "tune", "replay", "lint"]
 
 
 def test_the_version_is_the_packages(capsys):
@@ -55,10 +58,17 @@ def test_an_interval_that_makes_no_sense_is_wrong_usage(seconds, capsys):
     )
 
 
-@pytest.mark.parametrize("command", ["doctor", "status", "list", "show", "simulate"])
+@pytest.mark.parametrize("command", NAMES)
 def test_each_command_explains_itself(command, capsys):
     assert main([command, "--help"]) == 0
     assert "Exit status:" in capsys.readouterr().out
+
+
+def test_no_command_is_left_out_here():
+    commands = argparse.ArgumentParser().add_subparsers()
+    for command in COMMANDS:
+        command.add_to(commands)
+    assert list(commands.choices) == NAMES
 
 
 @pytest.mark.parametrize(
