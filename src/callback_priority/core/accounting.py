@@ -117,8 +117,9 @@ def serve(state: FlowState, slot_micros: int, now: int, *, estimate: SlotMicros 
 def recent(state: FlowState, slot_micros: int, now: int) -> int:
     """A flow's decayed total now, after slot-time more (or less, when negative)."""
     elapsed = now - state.recent_at
-    decay = 0.5 ** (elapsed / _HALF_LIFE) if elapsed > 0 else 1.0
-    return int(state.recent * decay) + slot_micros
+    if elapsed <= 0:
+        return state.recent + slot_micros
+    return int(state.recent * 0.5 ** (elapsed / _HALF_LIFE)) + slot_micros
 
 
 def settle(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FlowKey",
     "Level",
     "ServiceClass",
+    "pool_flow",
 ]
 
 
@@ -67,3 +69,14 @@ SCHEDULER_FLOWS: Final[Mapping[ServiceClass, FlowKey]] = {
     cls: FlowKey(Level.SCHEDULER, SCHEDULER_SCOPE, cls) for cls in CLASS_ORDER
 }
 """Each class's flow at the scheduler's slots."""
+
+
+@lru_cache(maxsize=1024)
+def pool_flow(pool: str, service_class: ServiceClass) -> FlowKey:
+    """A class's flow in a pool. Kept, since each slot that is released asks for it.
+
+    Args:
+        pool: The pool's name.
+        service_class: The class.
+    """
+    return FlowKey(Level.POOL, pool, service_class)

@@ -23,14 +23,13 @@ from typing import Final
 
 import attrs
 
-from callback_priority.core.classes import SCHEDULER_FLOWS, FlowKey, Level, ServiceClass
+from callback_priority.core.classes import SCHEDULER_FLOWS, FlowKey, ServiceClass, pool_flow
 from callback_priority.core.units import SlotMicros
 from callback_priority.errors import InternalError
 
 __all__ = ["Hold", "Ledger", "Settlement"]
 
 
-_POOL: Final = Level.POOL
 _FEW: Final = 64
 
 
@@ -69,7 +68,7 @@ class Hold:
         scheduler = SCHEDULER_FLOWS[self.service_class]
         if self.pool is None:
             return ((scheduler, 1),)
-        return ((scheduler, 1), (FlowKey(_POOL, self.pool, self.service_class), self.width))
+        return ((scheduler, 1), (pool_flow(self.pool, self.service_class), self.width))
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -272,7 +272,7 @@ class PoolPass:
                 ),
                 bypassed=self._bypassed(line, state) if line.due or state.bypassed else 0,
             )
-            if line.granted or after != before:
+            if after is not before:
                 changed[after.key] = after
 
     def _tasks_are_owed_a_turn(self, line: Line, state: FlowState) -> bool:

@@ -443,7 +443,7 @@ class _Pass:
         granted = sum([line.granted for line in party.lines])
         charge = granted * self.terms.charges[party.service_class]
         after = served(party, granted, charge, self.snapshot.now, eligible=eligible)
-        if granted or after != self.snapshot.flows.get(state.key):
+        if after is not self.snapshot.flows.get(state.key):
             self.changed[state.key] = after
 
     def _set_ineligible(self, key: FlowKey) -> None:
