@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test matrix faults chaos soak tuning bench lint types docs format lock clean
+.PHONY: help setup demo test matrix faults chaos soak tuning erlang bench lint types docs format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ soak: $(STAMP) ## An hour of overload beside an hour of stock: memory and tables
 
 tuning: $(STAMP) ## Tune generated scenarios and hold what is found against fresh seeds; "make tuning ARGUMENTS='--scenarios 3'" to try
 	$(BIN)/python -m tests.tuning $(ARGUMENTS)
+
+erlang: $(STAMP) ## Hold simulated waits against Erlang's formula at three loads; ten minutes; "make erlang ARGUMENTS='--jobs 4'"
+	$(BIN)/python -m tests.erlang $(ARGUMENTS)
 
 bench: $(STAMP) ## Run the benchmarks and print the ratios
 	$(BIN)/pytest benchmarks
