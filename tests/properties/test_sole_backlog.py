@@ -15,6 +15,7 @@ from callback_priority.core.accounting import REBASE_ABOVE
 from callback_priority.core.classes import CALLBACK_CLASSES, CLASS_ORDER
 from callback_priority.core.flows import FlowState
 from callback_priority.core.policies import Policy
+from callback_priority.core.pools import PoolPass
 from callback_priority.core.quotas import Quota
 from callback_priority.core.snapshot import Backlog, Decision, Entitlements, PoolSlots, Snapshot
 from tests.properties.snapshots import EXECUTORS, POOLS, Case, Rules, cases, flow_states
@@ -127,3 +128,43 @@ def test_a_shorter_way_that_looks_at_less_is_caught(shortcut, strategy):
         find(strategy, lambda case: differs(case, shortcut), settings=quick)
     except NoSuchExample:
         pytest.fail("nothing found")
+
+
+@st.composite
+def pools_of_one(draw: st.DrawFn) -> Case:
+    """Any case, but in each pool only one class waits, and the pools are short of slots."""
+    case = draw(cases())
+    first = {each.pool: each for each in reversed(case.snapshot.backlogs) if each.candidates}
+    pools = {
+        name: attrs.evolve(slots, open_slots=draw(st.integers(1, 4)))
+        for name, slots in case.snapshot.pools.items()
+    }
+    snapshot = attrs.evolve(case.snapshot, backlogs=list(first.values()), pools=pools)
+    return attrs.evolve(case, snapshot=snapshot)
+
+
+@given(pools_of_one())
+@settings(max_examples=600, deadline=None)
+def test_who_waits_alone_for_a_pool_is_admitted_as_if_there_were_turns(case):
+    short = slot_loop.decide(case.snapshot, case.rules)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            PoolPass,
+            "_admit_alone",
+            lambda pool, _line, open_slots: pool._split(open_slots, sum(pool._reserved.values())),
+        )
+        assert short == slot_loop.decide(case.snapshot, case.rules)
+
+
+def test_who_waits_alone_takes_the_shorter_way(monkeypatch):
+    taken = []
+    admit_alone = PoolPass._admit_alone
+    monkeypatch.setattr(PoolPass, "_admit_alone", lambda *args: taken.append(admit_alone(*args)))
+    snapshot = Snapshot(
+        now=0,
+        free_slots=8,
+        pools={"default_pool": PoolSlots(open_slots=2, total_slots=2)},
+        backlogs=[waiting(CALLBACK_CLASSES[0], 5)],
+    )
+    assert len(slot_loop.decide(snapshot, Rules()).grants) == 2
+    assert len(taken) == 1

@@ -21,10 +21,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-import attrs
-
 from callback_priority.core.classes import SCHEDULER_FLOWS, FlowKey, ServiceClass, pool_flow
 from callback_priority.core.units import SlotMicros
+from callback_priority.core.values import value
 from callback_priority.errors import InternalError
 
 __all__ = ["Hold", "Ledger", "Settlement"]
@@ -33,8 +32,7 @@ __all__ = ["Hold", "Ledger", "Settlement"]
 _FEW: Final = 64
 
 
-# Without slots a frozen class is made in half the time, and there is one of either for each grant.
-@attrs.frozen(kw_only=True, slots=False)
+@value(kw_only=True)
 class Hold:
     """A slot in use.
 
@@ -71,7 +69,7 @@ class Hold:
         return ((scheduler, 1), (pool_flow(self.pool, self.service_class), self.width))
 
 
-@attrs.frozen(kw_only=True, slots=False)
+@value(kw_only=True)
 class Settlement:
     """What the flows owe beyond their charges, or get back.
 

@@ -142,6 +142,7 @@ class Line(Flow):
         granted: How many have been granted, ``granted_slots`` wide together, the last ``last_width``.
         limit_left: Pool slots left below the class's limit.
         unmet: Pool slots left of the class's reserve.
+        widest: The width of the widest of its candidates.
         reason: Why it gets no more.
         contested: Whether the pool was split by turns; only then has its flow been started.
         due: Whether its head is due and too wide for what is left.
@@ -166,6 +167,7 @@ class Line(Flow):
         "service_class",
         "startable",
         "unmet",
+        "widest",
     )
 
     def __init__(
@@ -174,11 +176,13 @@ class Line(Flow):
         pool: str,
         candidates: Sequence[Candidate],
         startable: int | None = None,
+        widest: int = 1,
     ) -> None:
         self.service_class = service_class
         self.pool = pool
         self.candidates = candidates
         self.startable = len(candidates) if startable is None else startable
+        self.widest = widest
         self.cap = self.limit_left = UNLIMITED
         self.allowed = self.position = self.granted = self.granted_slots = self.last_width = 0
         self.unmet = self.passed = 0

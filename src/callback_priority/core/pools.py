@@ -84,8 +84,10 @@ class PoolPass:
         room = open_slots - reserved
         if open_slots <= 0:
             self._turn_away(Reason.POOL_FULL)
-        elif room >= free_slots and room >= free_slots * self._widest_head():
+        elif room >= free_slots and room >= free_slots * max([line.widest for line in self.lines]):
             self._admit_within_limits()
+        elif len(self.lines) == 1 and self.lines[0].widest == 1 and reserved == self.lines[0].unmet:
+            self._admit_alone(self.lines[0], open_slots)
         else:
             self._split(open_slots, reserved)
 
@@ -120,10 +122,6 @@ class PoolPass:
                 return line
         return None
 
-    def _widest_head(self) -> int:
-        tasks = self._tasks()
-        return 1 if tasks is None else max([candidate.width for candidate in tasks.candidates])
-
     def _admit_within_limits(self) -> None:
         """Admit everything but what exceeds a limit: the pool has room for whatever is granted."""
         for line in self.lines:
@@ -139,8 +137,8 @@ class PoolPass:
                     break
                 line.allowed += 1
 
-    def _split(self, open_slots: int, reserved: int) -> None:
-        """Split a contested pool by turns: the pool's own fair queue, run dry."""
+    def _contest(self) -> None:
+        """Take up the flows of a contested pool."""
         terms, pool, past, clock = self._terms, self._pool, self._past, self._clock
         orders, charges, weight_of = terms.orders, terms.charges, terms.entitlements.weight
         for line in self.lines:
@@ -150,6 +148,34 @@ class PoolPass:
             if before is None or before.weight != weight_of(_POOL, pool, cls):
                 before = terms.state(_POOL, pool, cls, before, clock)
             line.start(before, orders[cls], clock, charges[cls])
+
+    def _admit_alone(self, line: Line, open_slots: int) -> None:
+        """Admit the only class that waits for a contested pool, in which nothing is reserved for another.
+
+        What `_split` comes to where there are no turns to take.
+
+        Args:
+            line: Its line; all of it is one slot wide.
+            open_slots: The pool's open slots.
+        """
+        self._contest()
+        allowed = max(0, min(open_slots, line.startable, line.cap, line.limit_left))
+        line.allowed = allowed
+        line.limit_left -= allowed
+        line.charge(allowed, 1)
+        if allowed == len(line.candidates):
+            return
+        if allowed >= line.cap:
+            line.reason = line.cap_reason
+        elif line.limit_left <= 0:
+            line.reason = Reason.POOL_LIMIT
+        elif allowed == open_slots:
+            line.reason = _POOL_FULL
+
+    def _split(self, open_slots: int, reserved: int) -> None:
+        """Split a contested pool by turns: the pool's own fair queue, run dry."""
+        terms, clock = self._terms, self._clock
+        self._contest()
         queue = FairQueue(list(self.lines), clock, by_tag=terms.by_tag)
         bypass_limit = terms.entitlements.wide_bypass_limit
         draining = False

@@ -271,11 +271,18 @@ class _Pass:
                 candidates = [candidate for candidate in candidates if self._has_executor(backlog, candidate)]
             line = Line(cls, pool, candidates)
         elif self.answer is None:
-            line = Line(cls, pool, self._that_can_fit(backlog, candidates))
+            fit, width = self._that_can_fit(backlog, candidates)
+            line = Line(cls, pool, fit, widest=width)
         else:
-            started = [Candidate(width=width) for width in self.answer.started.get(pool, ())]
-            rest = self._that_can_fit(backlog, candidates[len(started) :])
-            line = Line(cls, pool, [*started, *rest], startable=len(started))
+            widths = self.answer.started.get(pool, ())
+            rest, width = self._that_can_fit(backlog, candidates[len(widths) :])
+            line = Line(
+                cls,
+                pool,
+                [*[Candidate(width=width) for width in widths], *rest],
+                startable=len(widths),
+                widest=max([width, *widths]),
+            )
         if self.terms.caps and (cap := self.terms.caps.get((cls, pool))):
             line.cap, line.cap_reason = cap
         return line
@@ -286,19 +293,22 @@ class _Pass:
         self._refuse(backlog.service_class, backlog.pool, candidate, Reason.EXECUTOR_FULL)
         return False
 
-    def _that_can_fit(self, backlog: Backlog, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    def _that_can_fit(
+        self, backlog: Backlog, candidates: Sequence[Candidate]
+    ) -> tuple[Sequence[Candidate], int]:
+        """Those that their class could ever have room for, and the width of the widest of them."""
         most = 1
         if max([candidate.width for candidate in candidates], default=1) > 1:
             most = max(1, widest(self.terms, backlog.service_class, backlog.pool))
         elif self.unrestricted:
-            return candidates
+            return candidates, 1
         kept = []
         for candidate in candidates:
             if candidate.width > most:
                 self._refuse(backlog.service_class, backlog.pool, candidate, Reason.NEVER_FITS)
             elif candidate.id is None or self._has_executor(backlog, candidate):
                 kept.append(candidate)
-        return kept
+        return kept, max([candidate.width for candidate in kept], default=1)
 
     def _admit(self) -> None:
         by_pool: dict[str, list[Line]] = {}

@@ -13,6 +13,7 @@ from callback_priority.core.flows import FlowState
 from callback_priority.core.policies import Policy
 from callback_priority.core.quotas import Quota
 from callback_priority.core.units import Milliweight, SlotMicros
+from callback_priority.core.values import value
 
 __all__ = [
     "Backlog",
@@ -50,7 +51,7 @@ class Entitlements(Protocol):
         """Weight of a class in a scope."""
 
 
-# Those that are made in each pass have no slots: without, a frozen class is made in half the time.
+# Those that are made for each backlog have no slots: without, a frozen class is made in half the time.
 @attrs.frozen(kw_only=True, slots=False)
 class Candidate:
     """A workload that waits for a slot.
@@ -115,7 +116,7 @@ class TaskAnswer:
     waiting: bool = False
 
 
-@attrs.frozen(kw_only=True, slots=False)
+@value(kw_only=True)
 class Snapshot:
     """Everything one pass of the slot loop looks at.
 
@@ -187,7 +188,7 @@ class Refusal(NamedTuple):
     reason: Reason
 
 
-@attrs.frozen(kw_only=True, slots=False)
+@value(kw_only=True)
 class Decision:
     """What a pass of the slot loop decided.
 
