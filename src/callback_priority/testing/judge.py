@@ -3,16 +3,16 @@
 It knows the promises (``docs/explanation/algorithm.md``) and plain counting: slots, slot-time, who waits. It reads no tag, no
 clock, no estimate and no reason of a refusal, so it judges any policy, and it shares no code with what it judges.
 
-Notation: ``w`` weights; ``S`` slot-time that a class was given; ``N`` how many of it were started; ``d`` the longest hold of a
-class, of all that has arrived; K slots altogether. *Waits throughout* means that something of the class that could
+Notation: ``w`` weights; ``S`` slot-time that a class was given; ``N`` how many of it were started; ``d`` the longest hold or
+charge of a class until then; K slots altogether. *Waits throughout* means that something of the class that could
 ever fit is left waiting by each loop from a moment on.
 
 `Promise.SLOT_TIME`
     While f waits throughout, any g gets at most so much more than f:
-    ``S_g / w_g - S_f / w_f <= (K + 1) (d_f / w_f + d_g / w_g)``, between any two moments.
-    Promised at the scheduler's slots where no pool that f draws on can be the bottleneck, and, with a pool's weights and widths,
-    in a pool where the scheduler's slots cannot be. f has no limit there, and g no reserve: a reserve may give more than a share.
-    Where f has wide work in a pool, others may pass it before each of its starts, so there f is promised no share.
+    ``S_g / w_g - S_f / w_f <= 2 K (d_f / w_f + d_g / w_g)``, between any two moments (``docs/explanation/bounds.md``).
+    Promised at the scheduler's slots where no pool that f draws on can be the bottleneck, and, with a pool's weights, in a pool
+    where the scheduler's slots cannot be and in which nothing is wide: past wide work others go out of turn. f has no limit there.
+    f never had a reserve there, and g has none: a reserve may give more than a share, and what it gave above it is owed.
 `Promise.TURNS`
     Where every hold is the same and known beforehand, starts alternate exactly, on however many schedulers:
     ``N_g / w_g - N_f / w_f <= 1 / w_f + 1 / w_g``. The same conditions.
@@ -28,7 +28,7 @@ ever fit is left waiting by each loop from a moment on.
     Of task instances, Airflow chooses.
 
 A crash loses what its scheduler knew of its holds, so that they may be charged a second time: K counts that scheduler's slots once
-more, and d is longer by how long the callbacks took to be taken over. With other settings, or a crash, stretches begin anew.
+more. A callback that it ran is held until it is taken over. With other settings, or a crash, stretches begin anew.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ __all__ = ["Promise", "Starvation", "judge"]
 
 _TASK: Final = ServiceClass.TASK
 _ROUNDING: Final = 1e-6
+_GRAIN: Final = 2
+"""Tags are compared in whole virtual microseconds: two of them may be off by one each."""
 _FAR: Final = 1 << 60
 
 Place = tuple[Level, str]
@@ -265,21 +267,17 @@ class _Judge:
         self._pools_of = {
             cls: tuple({s.pool for s in scenario.streams if s.service_class is cls}) for cls in self._classes
         }
-        self._width = {(s.pool, s.service_class): 1 for s in scenario.streams}
-        for stream in scenario.streams:
-            key = (stream.pool, stream.service_class)
-            self._width[key] = max(self._width[key], stream.width)
         self._counts: dict[Place, _Counts] = {_SCHEDULER: _Counts()}
         self._counts.update({(Level.POOL, pool): _Counts() for pool in scenario.pools})
-        self._longest: dict[ServiceClass, int] = {}
-        self._started_at: dict[int, int] = {}
+        self._longest: dict[ServiceClass, int] = dict.fromkeys(CLASS_ORDER, 0)
+        self._running: dict[ServiceClass, dict[int, int]] = {cls: {} for cls in CLASS_ORDER}
         self._passed: Counter[str] = Counter()
         self._lost_slots = 0
-        self._delay = 0
         self._last = 0
         self._in_loop: Counter[ServiceClass] = Counter()
         self._in_pool: dict[str, Counter[ServiceClass]] = {pool: Counter() for pool in scenario.pools}
         self._stretches: list[_Stretch] = []
+        self._have_had_reserves: set[tuple[Place, ServiceClass]] = set()
         self._learn(case.settings)
 
     # What is promised under these settings --------------------------------------------------------------------
@@ -288,6 +286,8 @@ class _Judge:
         """Which classes are promised what, and where."""
         scenario = self._case.scenario
         self._settings = settings
+        charge = round(settings.initial_hold_seconds * MICROSECONDS)
+        self._longest = {cls: max(charge, longest) for cls, longest in self._longest.items()}
         self._weights: dict[Place, dict[ServiceClass, float]] = {}
         self._reserves: dict[Place, dict[ServiceClass, int]] = {}
         self._limits: dict[Place, dict[ServiceClass, int | None]] = {}
@@ -295,6 +295,7 @@ class _Judge:
             quotas = {cls: settings.quota(*place, cls) for cls in CLASS_ORDER}
             self._weights[place] = {cls: settings.weight(*place, cls) / MILLI for cls in CLASS_ORDER}
             self._reserves[place] = {cls: q.reserve_slots for cls, q in quotas.items() if q.reserve_slots}
+            self._have_had_reserves.update((place, cls) for cls in self._reserves[place])
             self._limits[place] = {cls: q.limit_slots for cls, q in quotas.items()}
         self._widest = {
             (cls, pool): self._widest_of(cls, pool) for cls, pools in self._pools_of.items() for pool in pools
@@ -307,12 +308,12 @@ class _Judge:
             if all(self._has_room(pool, slots) for pool in self._pools_of[cls]):
                 places = [_SCHEDULER]
             elif self._slots_never_bind():
-                places = [
-                    (Level.POOL, pool) for pool in self._pools_of[cls] if scenario.pools.get(pool) is not None
-                ]
+                places = [(Level.POOL, pool) for pool in self._pools_of[cls] if self._widest_in(pool) == 1]
             else:
                 places = []
             for place in places:
+                if (place, cls) in self._have_had_reserves:
+                    continue
                 if any(self._limits[each][cls] is not None for each in self._limits_of(cls, place)):
                     continue
                 others = tuple(g for g in self._classes if g is not cls and not self._reserves[place].get(g))
@@ -340,17 +341,20 @@ class _Judge:
         total = self._case.scenario.pools.get(pool, 0)
         if total is None:
             return True
-        widest = max(width for (name, _), width in self._width.items() if name == pool)
-        return total >= slots * widest + sum(self._reserves[Level.POOL, pool].values())
+        return total >= slots * self._widest_in(pool) + sum(self._reserves[Level.POOL, pool].values())
+
+    def _widest_in(self, pool: str) -> int:
+        return max(stream.width for stream in self._case.scenario.streams if stream.pool == pool)
 
     def _slots_never_bind(self) -> bool:
+        """Whether one is left when all pools are full; else whoever is due in the pool may not be who is due a slot."""
         scenario = self._case.scenario
         total = sum(self._reserves[_SCHEDULER].values())
         for slots in scenario.pools.values():
             if slots is None:
                 return False
             total += slots
-        return scenario.slots >= total
+        return scenario.slots > total
 
     def _all_holds_are_known(self) -> bool:
         scenario, known = self._case.scenario, self._settings.initial_hold_seconds
@@ -382,7 +386,6 @@ class _Judge:
     def waits(self, now: int, service_class: ServiceClass, pool: str, entry: Waiting) -> None:
         """See `Watcher`."""
         self._lines.add(service_class, pool, entry)
-        self._note_hold(service_class, entry.hold + self._step)
 
     def started(
         self, now: int, scheduler: int, service_class: ServiceClass, pool: str, entry: Waiting, number: int
@@ -398,8 +401,7 @@ class _Judge:
                 f"one of Dag {entry.dag} that came at {entry.at / MICROSECONDS:g} s with priority {entry.priority} went before "
                 f"one of Dag {before.dag} that came at {before.at / MICROSECONDS:g} s with priority {before.priority}",
             )
-        self._note_hold(service_class, entry.hold + self._step)
-        self._started_at[number] = now
+        self._running[service_class][number] = now
         self._in_loop[service_class] += 1
         self._in_pool[pool][service_class] += entry.width
         for place, width in ((_SCHEDULER, 1), ((Level.POOL, pool), entry.width)):
@@ -416,16 +418,14 @@ class _Judge:
         self._advance(now)
         self._counts[_SCHEDULER].held[service_class] -= 1
         self._counts[Level.POOL, pool].held[service_class] -= entry.width
-        self._note_hold(service_class, now - self._started_at.pop(number, now))
+        self._longest[service_class] = self._hold(service_class, now)
+        del self._running[service_class][number]
 
     def happened(self, now: int, what: Crash | Settings) -> None:
         """See `Watcher`."""
         self._advance(now)
         if isinstance(what, Crash):
             self._lost_slots += self._case.scenario.slots
-            self._delay = max(
-                self._delay, round((what.down_seconds + what.takeover_seconds) * MICROSECONDS) + self._step
-            )
             self._stretches = []
         else:
             self._learn(what)
@@ -563,13 +563,12 @@ class _Judge:
         for stretch in self._stretches:
             place, f = stretch.place, stretch.cls
             counts, weights = self._counts[place], self._weights[place]
-            width = self._width_at(place, f)
             for g in stretch.others:
                 ahead = self._ahead(counts, stretch, g, weights)
                 least = stretch.time[g]
                 if ahead < least:
                     stretch.time[g] = ahead
-                elif width == 1 and ahead - least > (bound := self._bound(place, f, g)):
+                elif ahead - least > (bound := self._bound(place, f, g, now)):
                     self._found(
                         Promise.SLOT_TIME,
                         f,
@@ -592,25 +591,17 @@ class _Judge:
                         f"{1 / weights[f] + 1 / weights[g]:g}",
                     )
 
-    def _width_at(self, place: Place, cls: ServiceClass) -> int:
-        return 1 if place == _SCHEDULER else self._width.get((place[1], cls), 1)
-
-    def _bound(self, place: Place, f: ServiceClass, g: ServiceClass) -> float:
-        """``(K + 1) (d_f / w_f + d_g / w_g)``; one grant is as wide as the widest."""
+    def _bound(self, place: Place, f: ServiceClass, g: ServiceClass, now: int) -> float:
+        """``2 K (d_f / w_f + d_g / w_g)``."""
         scenario = self._case.scenario
         slots = scenario.slots * scenario.schedulers if place == _SCHEDULER else scenario.pools[place[1]] or 0
         slots += self._lost_slots
         weights = self._weights[place]
-        return sum((slots + self._width_at(place, cls)) * self._hold(cls) / weights[cls] for cls in (f, g))
+        return 2 * slots * sum(self._hold(cls, now) / weights[cls] for cls in (f, g)) + _GRAIN
 
-    def _hold(self, cls: ServiceClass) -> float:
-        return (
-            max(self._longest.get(cls, 0), self._settings.initial_hold_seconds * MICROSECONDS) + self._delay
-        )
-
-    def _note_hold(self, cls: ServiceClass, hold: int) -> None:
-        if hold > self._longest.get(cls, 0):
-            self._longest[cls] = hold
+    def _hold(self, cls: ServiceClass, now: int) -> int:
+        """The longest charge or hold until now; those that run are in the order in which they were started."""
+        return max(self._longest[cls], now - next(iter(self._running[cls].values()), now))
 
     def _found(self, promise: Promise, cls: ServiceClass, now: int, what: str) -> None:
         raise _Found(
