@@ -231,7 +231,10 @@ class Simulation:
             if alone is not None:
                 replica, now = alone, self._next_loop(alone)
             else:
-                now, _, replica = min((self._next_loop(each), each.number, each) for each in replicas)
+                # Where no time is between loops, several have theirs at once: those that woke up, then whoever had one the longest ago.
+                now, _, _, _, replica = min(
+                    (self._next_loop(each), each.stale, each.at, each.number, each) for each in replicas
+                )
             if now >= self._until:
                 break
             if self._events and self._events[0][0] <= now:
@@ -270,11 +273,13 @@ class Simulation:
                 coming = each.running[0][0]
         if self._events and self._events[0][0] < coming:
             coming = self._events[0][0]
-        if coming < replica.at:
+        return self._loop_from(replica, coming)
+
+    def _loop_from(self, replica: _Replica, at: int) -> int:
+        """When the next loop of a scheduler is from a time on."""
+        if at <= replica.at:
             return replica.at
-        if not self._step or coming >= _NEVER:
-            return coming
-        return coming + (replica.offset - coming) % self._step
+        return at + (replica.offset - at) % self._step if self._step else at
 
     # What comes -------------------------------------------------------------------------------------------
 
@@ -334,9 +339,11 @@ class Simulation:
             waiting |= 1 << place[line.service_class]
         self._left_waiting = waiting
 
-    def _wake(self) -> None:
+    def _wake(self, now: int) -> None:
+        """The next loop of each scheduler can change something again; those that it left out are over."""
         for each in self._replicas:
             each.stale = False
+            each.at = self._loop_from(each, now)
 
     # The loop ---------------------------------------------------------------------------------------------
 
@@ -361,7 +368,7 @@ class Simulation:
         if self._wanting_changed:
             self._find_wanting()
         if self._are_several and (arrived or released or granted):
-            self._wake()
+            self._wake(now)
         if self._left_waiting != self.meter.waiting:
             self.meter.leave_waiting(self._left_waiting)
         # With no slot left, or nothing waiting, a loop grants nothing before something ends or arrives.
@@ -492,7 +499,7 @@ class Simulation:
             self._take_over(at, what)
         if self._watch is not None and not isinstance(what, tuple):
             self._watch.happened(at, what)
-        self._wake()
+        self._wake(at)
 
     def _crash(self, at: int, crash: Crash) -> None:
         """A scheduler dies with what it knew of its holds; its tasks run on, its callbacks are taken over later."""
