@@ -59,12 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
         options.examples % _BATCH > 0
     )
     batches = [(options.seed * 1_000_003 + number, size) for number, size in enumerate(sizes)]
-    tried, found = 0, ""
+    tried: set[bytes] = set()
+    found = ""
+    end = "\r" if sys.stdout.isatty() else "\n"
     with ProcessPoolExecutor(options.jobs) as pool:
         try:
-            for examples, found in pool.map(partial(_batch, options.policy), batches):
-                tried += examples
-                _say(f"{tried} of {options.examples} examples, {time.monotonic() - begun:.0f} s", end="\r")
+            for cases, found in pool.map(partial(_batch, options.policy), batches):
+                tried |= cases
+                _say(f"{len(tried)} of {options.examples} examples, {time.monotonic() - begun:.0f} s", end=end)
                 if found:
                     break
                 if options.minutes is not None and time.monotonic() - begun > options.minutes * 60:
@@ -73,17 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
             pool.shutdown(wait=False, cancel_futures=True)
     seconds = time.monotonic() - begun
     if found:
-        _say(f"{options.policy}: somebody starves, seen after {tried} examples, {seconds:.0f} s\n{found}")
+        _say(f"{options.policy}: somebody starves, seen after {len(tried)} examples, {seconds:.0f} s\n{found}")
         return 1
-    _say(f"{options.policy}: nobody starves in {tried} examples, {seconds:.0f} s")
+    _say(f"{options.policy}: nobody starves in {len(tried)} examples, {seconds:.0f} s")
     return 0
 
 
-def _batch(policy: str, batch: tuple[int, int]) -> tuple[int, str]:
-    """How many were tried, and what was found, in words: a process can hand those to another."""
+def _batch(policy: str, batch: tuple[int, int]) -> tuple[frozenset[bytes], str]:
+    """Which were tried, and what was found, in words: a process can hand those to another."""
     seed, examples = batch
     result = search(subject(policy), max_examples=examples, seed=seed)
-    return result.examples, str(result.starvation or "")
+    return result.tried, str(result.starvation or "")
 
 
 def _say(text: str, end: str = "\n") -> None:

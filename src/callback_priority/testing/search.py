@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from random import Random
 
 import attrs
-from hypothesis import HealthCheck, Phase, find, settings
+from hypothesis import HealthCheck, Phase, find, reject, settings
 from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
@@ -26,11 +27,13 @@ class Search:
 
     Args:
         starvation: The smallest found; ``None`` if nobody starved.
-        examples: How many were tried until somebody did.
+        examples: How many were tried until somebody did, each another case.
+        tried: A digest of each case that was tried, so that several searches can be counted together.
     """
 
     starvation: Starvation | None
     examples: int
+    tried: frozenset[bytes]
 
 
 def search(
@@ -46,22 +49,25 @@ def search(
     Args:
         subject: The policy. A decider, or a treatment, of which everything but its settings is taken; see
             `callback_priority.testing.cases.treatment_of`.
-        max_examples: How many cases to try.
+        max_examples: How many cases to try; one that comes again is passed over, and does not count.
         seed: Which random numbers; the same search finds the same.
         strategy: Where cases come from.
         shrink: Whether to make what was found as small as it gets, which tries more.
     """
-    tried = 0
+    tried: set[bytes] = set()
     needed = 0
     last: list[Starvation] = []
 
     def starves(case: Case) -> bool:
-        nonlocal tried, needed
-        tried += 1
+        nonlocal needed
+        digest = _digest(case)
+        if digest in tried and not needed:
+            reject()
+        tried.add(digest)
         found = judge(subject, case)
         if found is None:
             return False
-        needed = needed or tried
+        needed = needed or len(tried)
         last.append(found)
         return True
 
@@ -80,8 +86,15 @@ def search(
             random=Random(seed),  # noqa: S311 - not for secrets
         )
     except NoSuchExample:
-        return Search(starvation=None, examples=tried)
-    return Search(starvation=judge(subject, smallest) or last[-1], examples=needed)
+        return Search(starvation=None, examples=len(tried), tried=frozenset(tried))
+    return Search(
+        starvation=judge(subject, smallest) or last[-1], examples=needed, tried=frozenset(tried)
+    )
+
+
+def _digest(case: Case) -> bytes:
+    """What tells a case from others: the code that makes it, in short."""
+    return blake2b(repr(case).encode(), digest_size=8).digest()
 
 
 def find_starvation(
