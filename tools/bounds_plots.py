@@ -87,7 +87,8 @@ def newcomer() -> None:
     bound = next(wait.after_quiet_seconds for wait in case.bounds.waits if wait.service_class is DEADLINE)
     waited = case.longest_waits(0)[DEADLINE]
     step = case.scenario.seconds / len(found.classes[TASK].slots)
-    at = [step * place for place in range(len(found.classes[TASK].slots))]
+    arrived = case.scenario.streams[1].work[0][0]
+    at = [step * place - arrived for place in range(len(found.classes[TASK].slots))]
     plt.figure(figsize=(6.4, 2.8))
     plt.step(at, found.classes[TASK].slots, color=BLUE, where="post", label="tasks")
     plt.step(at, found.classes[DEADLINE].slots, color=ORANGE, where="post", label="deadlines")

@@ -55,7 +55,7 @@ def test_from_a_later_moment_on_the_drift_can_be_nearly_twice_that_from_a_fresh_
     """What tags promise from a fresh start, (K + 1) (d_f/w_f + d_g/w_g), is no bound for any two moments."""
     case = overcharged(16)
     drifted, bound = drifts(case, 0)[DEADLINE, TASK]
-    assert 1.7 * 17 * (100 + 1) < drifted <= bound
+    assert 1.7 * 17 * (101 + 2) < drifted <= bound
 
 
 CONTROLS = [

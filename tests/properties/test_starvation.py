@@ -5,7 +5,9 @@ The long run of the same search is ``python -m callback_priority.testing --examp
 
 from __future__ import annotations
 
+import attrs
 import pytest
+from hypothesis import strategies as st
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.quotas import Quota
@@ -28,6 +30,7 @@ from callback_priority.testing import (
 from callback_priority.testing.__main__ import main
 from callback_priority.testing.controls import CONTROLS, FAIR, FAIR_BY_STARTS, FIFO, LOCAL_TAGS
 from callback_priority.testing.search import DEFAULT_EXAMPLES
+from tests.properties.waits import overcharged
 
 DEADLINE, TASK, TASK_CALLBACK = ServiceClass.DEADLINE, ServiceClass.TASK, ServiceClass.TASK_CALLBACK
 
@@ -78,6 +81,33 @@ def test_new_weights_starve_nobody():
     streams = flood(DEADLINE, hold=2.0), flood(TASK, hold=10.0)
     later = Settings(weights={TASK: 10 * MILLI}, initial_hold_seconds=4.0)
     assert judge(FAIR, case(*streams, changes=((60.0, later),))) is None
+
+
+def test_what_failed_tasks_are_paid_back_starves_nobody():
+    """From a later moment on a class may get nearly twice as much more as from a fresh start."""
+    world = overcharged()
+    assert judge(FAIR, Case(scenario=world.scenario, settings=world.settings)) is None
+
+
+def test_who_pays_for_a_reserve_is_not_starved():
+    """What a class had of its reserve above its share is owed, when others go as well as when the reserve does."""
+    streams = flood(DEADLINE, batch=900), flood(TASK, batch=900), flood(TASK_CALLBACK, batch=200)
+    weights = {DEADLINE: 2 * MILLI, TASK_CALLBACK: 10 * MILLI}
+    reserve = Settings(
+        weights=weights, slot_quotas={DEADLINE: Quota(reserve_slots=2)}, initial_hold_seconds=4.0
+    )
+    without = attrs.evolve(reserve, slot_quotas={})
+    assert judge(FAIR, case(*streams, settings=reserve, slots=6, seconds=900.0)) is None
+    assert judge(FAIR, case(*streams, settings=reserve, slots=6, seconds=900.0, changes=((60.0, without),))) is None
+
+
+def test_what_is_passed_while_it_is_wide_is_paid_back_when_it_is_narrow():
+    """Others go past wide work out of turn, so nothing is proven of who gets how much in its pool."""
+    narrow = [flood(DEADLINE, hold=hold, batch=300) for hold in (2.0, 3.0, 5.0)]
+    tasks = flood(TASK, hold=2.0, batch=6, width=3, priority=1), flood(TASK, hold=2.0, batch=900)
+    settings = Settings(weights={TASK: 10 * MILLI}, wide_bypass_limit=64, initial_hold_seconds=2.0)
+    pool = {"slots": 9, "pools": {"default_pool": 3}, "seconds": 600.0}
+    assert judge(FAIR, case(*narrow, *tasks, settings=settings, **pool)) is None
 
 
 def test_equal_starts_are_unequal_slot_time():
@@ -150,6 +180,13 @@ def test_the_same_search_finds_the_same():
     first, again = (find_starvation(FAIR_BY_STARTS, seed=3) for _ in range(2))
     assert first == again
     assert first is not None
+
+
+def test_no_case_is_tried_twice():
+    one = case(flood(DEADLINE))
+    assert search(FAIR, max_examples=50, strategy=st.sampled_from([one, one, one])).examples == 1
+    found = search(FAIR, max_examples=50)
+    assert found.examples == len(found.tried) == 50
 
 
 def test_what_was_found_is_told():

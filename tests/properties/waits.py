@@ -23,6 +23,8 @@ from callback_priority.simulation.scenario import Arriving, Scenario, Stream
 
 POOL = "default_pool"
 TASK = ServiceClass.TASK
+_MANY = 64
+"""So many holds of the same length bring an estimate within a thousandth of it."""
 
 
 class Onlooker:
@@ -160,27 +162,30 @@ def drifts(
 def overcharged(slots: int = 16, longest: float = 100.0) -> World:
     """The worst that can befall a newcomer.
 
-    Tasks are charged for the longest hold and end at once: the clock has moved on, their tag falls back behind it. While
-    a deadline waits at the clock, short tasks make the estimate small and use up what they got back; and just before
-    their tag is at the clock, all slots go to long ones.
+    Tasks have been long until now, so more of them are charged for the longest hold, and end at once: the clock has moved on,
+    their tag falls back behind it. While a deadline waits at the clock, short tasks make the estimate small and use up what
+    they got back; and just before their tag is at the clock, all slots go to long ones.
     """
+    before = -(-_MANY // slots)
     behind = round((slots - 1) * longest)
     short = (behind - 2 * slots) // slots * slots
-    tasks = [(0.0, 1.0)] * (slots + short) + [(0.0, longest)] * slots + [(0.0, 1.0)] * slots
+    tasks = [(0.0, longest)] * (before * slots)
+    tasks += [(0.0, 1.0)] * (slots + short) + [(0.0, longest)] * slots + [(0.0, 1.0)] * slots
+    arrives = before * longest + 0.5
     classes = (ServiceClass.DEADLINE, TASK)
     holds = {ServiceClass.DEADLINE: 1.0, TASK: longest}
     scenario = Scenario(
         name="overcharged",
-        seconds=4 * longest,
+        seconds=arrives + 4 * longest,
         streams=(
             Told(service_class=TASK, work=tasks),
-            Told(service_class=ServiceClass.DEADLINE, work=[(0.5, 1.0)] * (4 * slots)),
+            Told(service_class=ServiceClass.DEADLINE, work=[(arrives, 1.0)] * (4 * slots)),
         ),
         slots=slots,
         loop_seconds=1.0,
     )
     deployment = Deployment(slots=slots, pools={POOL: None}, loop_seconds=1.0, hold_seconds=holds)
-    return World(deployment, Settings(initial_hold_seconds=longest), scenario, classes)
+    return World(deployment, Settings(initial_hold_seconds=1.0), scenario, classes)
 
 
 def world(seed: int, *, reserves: bool = True, quotas_at_all: bool = True) -> World:
