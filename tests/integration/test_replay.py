@@ -51,6 +51,7 @@ def history(request, airflow_database, database):
     return request.param
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("history", [True, False], indirect=True)
 def test_what_a_real_scheduler_did_comes_out_of_its_records(history, call, configure):
     """Under the settings that were active the waits are those recorded; tasks first would have changed them."""

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert
+from sqlalchemy import Boolean, Column, Connection, Integer, MetaData, String, Table, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
@@ -28,15 +28,15 @@ dag_run = Table(
 )
 
 
-def _instances(name: str) -> Table:
+def _instances(name: str, metadata: MetaData, *more: Column) -> Table:
     return Table(
         name,
-        mine,
+        metadata,
         Column("number", Integer, primary_key=True),
         Column("dag_id", String(250)),
         Column("task_id", String(250)),
         Column("run_id", String(250)),
-        Column("map_index", Integer),
+        *(Column(each.name, each.type) for each in more),
         Column("state", String(20)),
         Column("pool", String(256)),
         Column("pool_slots", Integer),
@@ -49,8 +49,17 @@ def _instances(name: str) -> Table:
     )
 
 
-task_instance = _instances("task_instance")
-task_instance_history = _instances("task_instance_history")
+INDEX = Column("map_index", Integer)
+task_instance = _instances("task_instance", mine, INDEX)
+task_instance_history = _instances("task_instance_history", mine, INDEX)
+all_tries = _instances(
+    "task_instance",
+    MetaData(),
+    Column("region_id", String(32)),
+    Column("region_index", Integer),
+    Column("working_set", Boolean),
+)
+"""As Airflow 3.4 keeps them."""
 JOB_COLUMNS = {"job_type": String(30), "start_date": UtcDateTime(), "end_date": UtcDateTime()}
 
 
@@ -148,6 +157,38 @@ def test_tries_that_are_over_are_told_once(past: Connection, now: datetime) -> N
         timedelta(seconds=1),
         timedelta(seconds=10),
     ]
+
+
+def test_tries_in_one_table_are_told_once(past: Connection, now: datetime) -> None:
+    """As Airflow 3.4 keeps them: a try that is over is out of the working set, and its successor has its times at first."""
+    past.exec_driver_sql("DROP TABLE task_instance")
+    past.exec_driver_sql("DROP TABLE task_instance_history")
+    past.exec_driver_sql(str(CreateTable(all_tries).compile(dialect=past.dialect)))
+
+    def row(*times: float | None, works: bool = False, region: str = "", **more) -> dict[str, object]:
+        found = ran(now, *times, **more)
+        del found["map_index"]
+        return {**found, "region_id": region, "region_index": 4, "working_set": True if works else None}
+
+    past.execute(
+        insert(all_tries),
+        [
+            row(1, 2, 3, state="failed"),
+            row(10, 11, 12, state="failed"),
+            row(10, 11, 12, state="up_for_retry", works=True),
+            row(10, 11, 12, region="another"),
+            row(20, None, None, task_id="put aside while it waited", state="scheduled"),
+            row(-9, -8, None, task_id="put aside before it began", state="queued"),
+            row(30, None, None, task_id="u", state="scheduled", works=True),
+        ],
+    )
+    assert sorted((turn.task_id, turn.scheduled_at - now, turn.map_index) for turn in turns(past, now)) == [
+        ("t", timedelta(seconds=1), 4),
+        ("t", timedelta(seconds=10), 4),
+        ("t", timedelta(seconds=10), 4),
+        ("u", timedelta(seconds=30), 4),
+    ]
+    assert history.span(past) == (now - timedelta(seconds=9), now + timedelta(seconds=11))
 
 
 def test_what_decides_between_equal_priorities_comes_along(past: Connection, now: datetime) -> None:

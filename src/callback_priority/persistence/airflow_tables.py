@@ -81,14 +81,19 @@ pool_table = table("slot_pool", column("pool", String(256)), column("slots", Int
 
 
 def _of_task_instances(name: str) -> TableClause:
-    """What a task instance and a try that is over have in common; 3.4 has another name for the map index."""
+    """What a task instance and a try that is over have in common.
+
+    Airflow 3.4 keeps both in one table, where the one that counts is in the working set, and has other names for the map index.
+    """
     return table(
         name,
         column("dag_id", String(250)),
         column("task_id", String(250)),
         column("run_id", String(250)),
         column("map_index", Integer()),
+        column("region_id"),
         column("region_index", Integer()),
+        column("working_set", Boolean()),
         column("state", String(20)),
         column("pool", String(256)),
         column("pool_slots", Integer()),

@@ -3,9 +3,9 @@
 Nothing here writes, and `read_only` has the database refuse it if something did. Rows come in the database's own
 order, a few thousand at a time, so that a month of history needs no more memory than what is made of it.
 
-Airflow keeps one row for each task instance and one for each of its tries that are over. A row knows its last turn only:
-when it was last scheduled, queued, begun and ended. What a task did before it was deferred, or put off by a sensor,
-is gone.
+Airflow keeps one row for each task instance and one for each of its tries that are over, in a table of their own or, from 3.4 on,
+in the same. A row knows its last turn only: when it was last scheduled, queued, begun and ended. What a task did before it
+was deferred, or put off by a sensor, is gone.
 
 Complexity: O(rows of both tables of task instances), since Airflow has no index on their times; our own tables are read by
 an index where there is one.
@@ -19,7 +19,20 @@ from datetime import datetime
 from typing import Any, Final
 
 import attrs
-from sqlalchemy import Connection, Select, TableClause, and_, exists, func, literal_column, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    and_,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    true,
+)
 
 from callback_priority.core.classes import SCHEDULER_SCOPE, Level, ServiceClass
 from callback_priority.core.journal import Entry, from_json
@@ -200,14 +213,10 @@ def read_only(conn: Connection) -> Iterator[Connection]:
 
 def span(conn: Connection) -> tuple[datetime, datetime] | None:
     """When the first of which there is a record began to wait, and when the last grant was; ``None`` if there was none."""
-    task, past = task_instance_table.c, task_instance_history_table.c
     first: list[datetime] = []
     last: list[datetime] = []
-    for since, granted in (
-        (task.scheduled_dttm, task.queued_dttm),
-        (past.scheduled_dttm, past.queued_dttm),
-        (_ITEM.enqueued_at, _ITEM.granted_at),
-    ):
+    times = [(each.rows.c.scheduled_dttm, each.rows.c.queued_dttm) for each in _tries(conn)]
+    for since, granted in (*times, (_ITEM.enqueued_at, _ITEM.granted_at)):
         began, ended = conn.execute(select(func.min(since), func.max(granted))).one()
         first += [] if began is None else [began]
         last += [] if ended is None else [ended]
@@ -225,35 +234,64 @@ def task_turns(conn: Connection, *, since: datetime, until: datetime) -> Iterato
         since: What was over before is left out.
         until: What began to wait then or later is left out.
     """
-    now, past = task_instance_table, task_instance_history_table
-    index = _index_name(conn)
+    now, past = _tries(conn)
     told = exists().where(
-        now.c.dag_id == past.c.dag_id,
-        now.c.run_id == past.c.run_id,
-        now.c.task_id == past.c.task_id,
-        now.c[index] == past.c[index],
-        now.c.queued_dttm == past.c.queued_dttm,
+        now.chosen,
+        *(now.rows.c[name] == past.rows.c[name] for name in (*now.identity, "queued_dttm")),
     )
-    for statement in (_turns(now, index, since, until), _turns(past, index, since, until).where(~told)):
+    # What was put aside while it waited was never granted a slot.
+    over = and_(~told, past.rows.c.state != TASK_WAITS)
+    for statement, may_live in (
+        (_turns(now, since, until), True),
+        (_turns(past, since, until).where(over), False),
+    ):
         for row in _stream(conn, statement):
             turn = _turn(row)
-            if turn is not None and _is_within(turn, since):
+            if turn is not None and _is_within(turn, since, may_live=may_live):
                 yield turn
 
 
-def _index_name(conn: Connection) -> str:
-    """What this version of Airflow calls the map index."""
+@attrs.frozen(kw_only=True)
+class _Tries:
+    """Where rows of task instances are.
+
+    Args:
+        rows: The table, which may have others too.
+        chosen: Which of its rows they are.
+        identity: The columns that tell whose a try is; the last is the map index.
+    """
+
+    rows: FromClause
+    chosen: ColumnElement[bool]
+    identity: tuple[str, ...]
+
+
+def _tries(conn: Connection) -> tuple[_Tries, _Tries]:
+    """Where task instances are as they stand now, and where their tries that are over."""
     names = conn.execute(select(literal_column("*")).select_from(task_instance_table).limit(0)).keys()
-    return "map_index" if "map_index" in names else "region_index"
+    identity = ("dag_id", "run_id", "task_id")
+    now = task_instance_table
+    if "working_set" not in names:
+        old = (*identity, "map_index")
+        return (
+            _Tries(rows=now, chosen=true(), identity=old),
+            _Tries(rows=task_instance_history_table, chosen=true(), identity=old),
+        )
+    new = (*identity, "region_id", "region_index")
+    past = now.alias("past")
+    return (
+        _Tries(rows=now, chosen=now.c.working_set.is_(True), identity=new),
+        _Tries(rows=past, chosen=past.c.working_set.is_(None), identity=new),
+    )
 
 
-def _turns(source: TableClause, index: str, since: datetime, until: datetime) -> Select[Any]:
-    column = source.c
+def _turns(source: _Tries, since: datetime, until: datetime) -> Select[Any]:
+    column = source.rows.c
     columns = select(
         column.dag_id,
         column.task_id,
         column.run_id,
-        column[index].label("map_index"),
+        column[source.identity[-1]].label("map_index"),
         _RUN.logical_date,
         column.state,
         column.pool,
@@ -265,10 +303,11 @@ def _turns(source: TableClause, index: str, since: datetime, until: datetime) ->
         column.end_date,
         column.queued_by_job_id,
     )
-    runs = source.join(
+    runs = source.rows.join(
         dag_run_table, and_(_RUN.dag_id == column.dag_id, _RUN.run_id == column.run_id), isouter=True
     )
     return columns.select_from(runs).where(
+        source.chosen,
         column.scheduled_dttm < until,
         or_(column.end_date.is_(None), column.end_date >= since, column.queued_dttm >= since),
     )
@@ -299,10 +338,10 @@ def _turn(row: Any) -> TaskTurn | None:
     )
 
 
-def _is_within(turn: TaskTurn, since: datetime) -> bool:
+def _is_within(turn: TaskTurn, since: datetime, *, may_live: bool) -> bool:
     if turn.ended_at is not None:
         return turn.ended_at >= since
-    return turn.state in _LIVES or (turn.queued_at or turn.scheduled_at) >= since
+    return (may_live and turn.state in _LIVES) or (turn.queued_at or turn.scheduled_at) >= since
 
 
 def callback_turns(conn: Connection, *, since: datetime, until: datetime) -> Iterator[CallbackTurn]:
