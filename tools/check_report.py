@@ -1,8 +1,7 @@
 """Look at reports of ``callback-priority simulate --report`` in a real Chromium, as a screen and a phone show them.
 
-Run from the repository: ``python tools/check_report.py REPORT.html [...] [--pictures FOLDER]``. Needs a Chromium on the path, or where the
-environment's ``CHROMIUM`` says. ``make setup`` does not bring one, since Python's package index has none that runs without the system's
-libraries (on Debian: ``apt-get install chromium``).
+Run from the repository: ``.venv/bin/python tools/check_report.py REPORT.html [...] [--pictures FOLDER]``. Takes the Chromium that ``make test``
+brings (`tools/fetch_browser.py`), or one on the path, or the one that the environment's ``CHROMIUM`` names.
 
 It is an error if anything is fetched, the page scrolls sideways, text is smaller than 11 pixels, outside the page or pale, a plot has nothing
 in it, or a mark can hardly be seen: 1280 and 400 pixels wide, light and dark.

@@ -30,7 +30,7 @@ BROWSERS = (
     "google-chrome",
     "google-chrome-stable",
 )
-"""Where one is looked for; the environment's ``CHROMIUM`` names another."""
+"""What one is called; the environment's ``CHROMIUM`` names another."""
 _PATIENCE_SECONDS = 60.0
 _OPTIONS = (
     "--headless",
@@ -55,9 +55,11 @@ os.execv(path, sys.argv[3:])
 
 
 def browser() -> str | None:
-    """The path of a browser that is installed, if one is."""
-    named = os.environ.get("CHROMIUM")
-    return shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
+    """The path of a browser that is installed, if one is: in this environment, where `make test` puts one, or on the machine."""
+    if named := os.environ.get("CHROMIUM"):
+        return shutil.which(named)
+    path = os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)])
+    return next(filter(None, (shutil.which(each, path=path) for each in BROWSERS)), None)
 
 
 class Page:

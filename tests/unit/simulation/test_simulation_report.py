@@ -409,19 +409,16 @@ def test_the_classes_colours_are_told_apart_by_everyone(vision):
 
 # In a real browser ---------------------------------------------------------------------------------------------
 
-BROWSER = browser()
-seen = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium here, and the set-up does not bring one; see tools/check_report.py"
-)
-
 
 @pytest.fixture(scope="module")
 def page():
-    with opened(BROWSER) as page:
+    """Its absence is a failure, never a skip."""
+    path = browser()
+    assert path, "there is no Chromium: `make test` brings one; else install one, or name it by CHROMIUM"
+    with opened(path) as page:
         yield page
 
 
-@seen
 def test_in_a_real_browser_nothing_is_fetched_small_pale_or_too_wide(changed, tmp_path, page):
     path, long = tmp_path / "report.html", tmp_path / "long.html"
     write_report(changed, path)
@@ -435,7 +432,6 @@ def test_in_a_real_browser_nothing_is_fetched_small_pale_or_too_wide(changed, tm
     assert problems(page, long) == []
 
 
-@seen
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
