@@ -40,7 +40,7 @@ demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed 
 	$(BIN)/python -m callback_priority.demo
 
 test: $(STAMP) $(BROWSER) ## Run the tests
-	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=3 --dist=loadfile
+	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 $(BROWSER): tools/fetch_browser.py $(STAMP)
 	NODE_OPTIONS=--use-system-ca $(BIN)/uv run --quiet --no-project --isolated --python $(BIN)/python --with $(NODE) python tools/fetch_browser.py $(VENV)

@@ -98,7 +98,10 @@ def test_who_pays_for_a_reserve_is_not_starved():
     )
     without = attrs.evolve(reserve, slot_quotas={})
     assert judge(FAIR, case(*streams, settings=reserve, slots=6, seconds=900.0)) is None
-    assert judge(FAIR, case(*streams, settings=reserve, slots=6, seconds=900.0, changes=((60.0, without),))) is None
+    assert (
+        judge(FAIR, case(*streams, settings=reserve, slots=6, seconds=900.0, changes=((60.0, without),)))
+        is None
+    )
 
 
 def test_what_is_passed_while_it_is_wide_is_paid_back_when_it_is_narrow():

@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             for cases, found in pool.map(partial(_batch, options.policy), batches):
                 tried |= cases
-                _say(f"{len(tried)} of {options.examples} examples, {time.monotonic() - begun:.0f} s", end=end)
+                _say(
+                    f"{len(tried)} of {options.examples} examples, {time.monotonic() - begun:.0f} s", end=end
+                )
                 if found:
                     break
                 if options.minutes is not None and time.monotonic() - begun > options.minutes * 60:
@@ -75,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
             pool.shutdown(wait=False, cancel_futures=True)
     seconds = time.monotonic() - begun
     if found:
-        _say(f"{options.policy}: somebody starves, seen after {len(tried)} examples, {seconds:.0f} s\n{found}")
+        _say(
+            f"{options.policy}: somebody starves, seen after {len(tried)} examples, {seconds:.0f} s\n{found}"
+        )
         return 1
     _say(f"{options.policy}: nobody starves in {len(tried)} examples, {seconds:.0f} s")
     return 0

@@ -87,9 +87,7 @@ def search(
         )
     except NoSuchExample:
         return Search(starvation=None, examples=len(tried), tried=frozenset(tried))
-    return Search(
-        starvation=judge(subject, smallest) or last[-1], examples=needed, tried=frozenset(tried)
-    )
+    return Search(starvation=judge(subject, smallest) or last[-1], examples=needed, tried=frozenset(tried))
 
 
 def _digest(case: Case) -> bytes:
