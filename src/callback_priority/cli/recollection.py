@@ -138,6 +138,7 @@ def _of_callback(each: history.CallbackTurn, counts: Counter[str]) -> Turn | Non
         ended=None if each.ended_at is None or not holds else to_micros(each.ended_at),
         released=None if each.finished_at is None else to_micros(each.finished_at),
         scheduler=each.job_id if holds else None,
+        order=(each.callback_id.hex,),
         again=each.attempts > 1,
     )
 

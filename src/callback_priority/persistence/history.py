@@ -17,6 +17,7 @@ import contextlib
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import attrs
 from sqlalchemy import (
@@ -127,6 +128,7 @@ class CallbackTurn:
     """A callback's item: it waited for a slot, and held one.
 
     Args:
+        callback_id: The callback, which decides between equal ranks.
         service_class: Its class.
         dag_id: Its Dag; empty if it has none.
         pool: The pool that it draws on.
@@ -141,6 +143,7 @@ class CallbackTurn:
         rides: Whether it ran in another callback's slot.
     """
 
+    callback_id: UUID
     service_class: ServiceClass
     dag_id: str
     pool: str
@@ -356,6 +359,7 @@ def callback_turns(conn: Connection, *, since: datetime, until: datetime) -> Ite
     """
     statement = (
         select(
+            _ITEM.callback_id,
             _ITEM.service_class,
             _ITEM.dag_id,
             _ITEM.pool,
@@ -374,6 +378,7 @@ def callback_turns(conn: Connection, *, since: datetime, until: datetime) -> Ite
     )
     for row in _stream(conn, statement):
         yield CallbackTurn(
+            callback_id=row.callback_id,
             service_class=ServiceClass(row.service_class),
             dag_id=row.dag_id,
             pool=row.pool,

@@ -12,7 +12,8 @@ What it leaves out: Airflow's limits on active tasks and Dag runs, executors of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from heapq import heappop, heappush, heapreplace
 from typing import Final, NamedTuple
@@ -103,10 +104,18 @@ class _Running(NamedTuple):
 class _Replica:
     """One scheduler."""
 
-    def __init__(self, number: int, slots: int, offset: int, flows: dict[FlowKey, FlowState]) -> None:
+    def __init__(
+        self,
+        number: int,
+        slots: int,
+        offset: int,
+        loops: Sequence[int] | None,
+        flows: dict[FlowKey, FlowState],
+    ) -> None:
         self.number = number
         self.slots = slots
         self.offset = offset
+        self.loops = loops
         self.flows = flows
         self.ledger = Ledger()
         self.running: list[_Running] = []
@@ -189,6 +198,7 @@ class Simulation:
                 number,
                 scenario.slots,
                 number * self._step // scenario.schedulers,
+                scenario.loops[number] if scenario.loops else None,
                 flows if treatment.shared_tags else {},
             )
             for number in range(scenario.schedulers)
@@ -240,7 +250,7 @@ class Simulation:
             if self._events and self._events[0][0] <= now:
                 self._happen(*heappop(self._events))
                 continue
-            replica.at = now + self._step
+            replica.at = now + (self._step if replica.loops is None else 1)
             replica.stale = not self._loop(replica, now)
             if now - told >= every:
                 told = now
@@ -266,7 +276,7 @@ class Simulation:
     def _next_loop(self, replica: _Replica) -> int:
         """When the next loop of a scheduler is that can change something."""
         if not replica.stale:
-            return replica.at
+            return replica.at if replica.loops is None else _first_from(replica.loops, replica.at)
         coming = self._coming[0][0] if self._coming else _NEVER
         for each in self._replicas:
             if each.running and each.running[0][0] < coming:
@@ -277,6 +287,8 @@ class Simulation:
 
     def _loop_from(self, replica: _Replica, at: int) -> int:
         """When the next loop of a scheduler is from a time on."""
+        if replica.loops is not None:
+            return _first_from(replica.loops, max(at, replica.at))
         if at <= replica.at:
             return replica.at
         return at + (replica.offset - at) % self._step if self._step else at
@@ -549,6 +561,11 @@ class Simulation:
 
     def _living(self, at: int) -> _Replica | None:
         return next((each for each in self._replicas if each.down_until <= at), None)
+
+
+def _first_from(loops: Sequence[int], at: int) -> int:
+    place = bisect_left(loops, at)
+    return loops[place] if place < len(loops) else _NEVER
 
 
 _NO_ONE: Final = Candidate()

@@ -33,7 +33,17 @@ from callback_priority.core.classes import ServiceClass
 from callback_priority.core.units import MICROSECONDS, seconds_to_micros
 from callback_priority.simulation.results import percentile
 
-__all__ = ["Freed", "Past", "SeenPass", "Turn", "loop_seconds_of", "most_held", "when_freed"]
+__all__ = [
+    "SAME_PASS",
+    "Freed",
+    "Past",
+    "SeenPass",
+    "Turn",
+    "loop_seconds_of",
+    "loops_of",
+    "most_held",
+    "when_freed",
+]
 
 _FEWEST_GAPS: Final = 5
 """Intervals between passes from which the interval between loops is told."""
@@ -41,7 +51,7 @@ _FEWEST_GAPS: Final = 5
 _LONGEST_TURNAROUND: Final = 60 * MICROSECONDS
 """Longer than this is no turnaround: something else kept the slot from being granted."""
 
-_SAME_PASS: Final = 50_000
+SAME_PASS: Final = 50_000
 """Task instances are stamped a moment after the pass in which they are granted began; this long, in microseconds, is one pass."""
 
 _NEVER: Final = 1 << 62
@@ -62,7 +72,8 @@ class Turn:
         ended: When its work ended; ``None`` if that is not known.
         released: When its scheduler knew that its slot was free; ``None`` if that is not known.
         scheduler: Which scheduler granted it; ``None`` if that is not known.
-        order: Of a task: what decides between equal priorities, the smallest first; of one waiting set, all of one form.
+        order: What decides between tasks of equal priority and between callbacks whose turn is the same, the smallest first; of one
+            class, all of one form.
         again: Whether it was granted a slot before, in the same wait: when it first was is not known.
     """
 
@@ -135,12 +146,13 @@ class Past:
 def most_held(turns: Iterable[Turn]) -> int:
     """The most slots that any scheduler was seen to hold at once: it has at least so many.
 
-    What ended without a record of it is taken to hold its slot no more from the next grant on.
+    What ended without a record of it is taken to hold its slot no more from the next grant on. What its scheduler knew to be over in
+    the pass of a grant made room for that.
     """
     changes: defaultdict[int | None, list[tuple[int, int]]] = defaultdict(list)
     for turn in turns:
         if turn.granted is not None and turn.over is not None:
-            changes[turn.scheduler] += [(turn.granted, 1), (turn.over, -1)]
+            changes[turn.scheduler] += [(turn.granted, 1), (max(turn.granted, turn.over - SAME_PASS), -1)]
     most = 0
     for each in changes.values():
         held = 0
@@ -167,6 +179,37 @@ def loop_seconds_of(past: Past) -> float | None:
     return percentile(sorted(gaps), 0.25) / MICROSECONDS
 
 
+def loops_of(past: Past, *, schedulers: int, loop_seconds: float) -> list[list[int]]:
+    """When the loops of each scheduler were, from the first of which there is a record to the last.
+
+    Those that left a record were when they were. Between two of these that are further apart than a loop and a half, others are put
+    at even intervals: nothing could be done in them, so they left none.
+
+    Args:
+        past: What is known.
+        schedulers: How many there were.
+        loop_seconds: The interval between two loops of a scheduler.
+
+    Returns:
+        None, if it cannot be told which scheduler is which: one was there after another, and others beside them.
+    """
+    recorded = [moments for moments in _passes(past).values() if moments]
+    if schedulers == 1:
+        recorded = [_thinned(sorted(each for moments in recorded for each in moments))]
+    if len(recorded) != schedulers:
+        return []
+    step = max(1, seconds_to_micros(loop_seconds))
+    return [_filled(moments, step) for moments in recorded]
+
+
+def _filled(moments: Sequence[int], step: int) -> list[int]:
+    found = list(moments[:1])
+    for first, second in pairwise(moments):
+        found += range(first + step, second - step // 2, step)
+        found.append(second)
+    return found
+
+
 def _passes(past: Past) -> dict[int | None, list[int]]:
     """When the passes of each scheduler were that left a record."""
     found: defaultdict[int | None, set[int]] = defaultdict(set)
@@ -183,7 +226,7 @@ def _thinned(moments: list[int]) -> list[int]:
     """The first moment of each pass."""
     kept: list[int] = []
     for each in moments:
-        if not kept or each - kept[-1] > _SAME_PASS:
+        if not kept or each - kept[-1] > SAME_PASS:
             kept.append(each)
     return kept
 
@@ -281,15 +324,15 @@ def _journalled(past: Past) -> dict[Turn, int]:
     granted: defaultdict[tuple[int | None, int, ServiceClass], list[Turn]] = defaultdict(list)
     for turn in past.turns:
         if turn.granted is not None and turn.scheduler in moments:
-            place = bisect_right(moments[turn.scheduler], turn.granted + _SAME_PASS) - 1
+            place = bisect_right(moments[turn.scheduler], turn.granted + SAME_PASS) - 1
             granted[turn.scheduler, place, turn.service_class].append(turn)
     ends: defaultdict[tuple[int | None, int, ServiceClass], list[int]] = defaultdict(list)
     for each in past.passes:
         known = moments[each.scheduler]
         for cls, holds in each.holds.items():
             for hold in holds:
-                place = bisect_left(known, each.at - hold - _SAME_PASS)
-                if place < len(known) and abs(known[place] - (each.at - hold)) <= _SAME_PASS:
+                place = bisect_left(known, each.at - hold - SAME_PASS)
+                if place < len(known) and abs(known[place] - (each.at - hold)) <= SAME_PASS:
                     ends[each.scheduler, place, cls].append(each.at)
     found: dict[Turn, int] = {}
     for key, turns in granted.items():
@@ -298,7 +341,7 @@ def _journalled(past: Past) -> dict[Turn, int]:
         found |= {
             turn: moment
             for turn, moment in zip(turns, sorted(ends[key]), strict=False)
-            if turn.over is None or turn.over <= moment + _SAME_PASS
+            if turn.over is None or turn.over <= moment + SAME_PASS
         }
     return found
 
@@ -317,7 +360,7 @@ def _taken_at_once(past: Past, known: Mapping[Turn, int], slots: int) -> dict[Tu
         certain: list[tuple[int, int, Turn]] = []
         for number, turn in enumerate(turns):
             now = turn.granted or 0
-            while certain and certain[0][0] <= now + _SAME_PASS:
+            while certain and certain[0][0] <= now + SAME_PASS:
                 heappop(certain)
             while held and len(held) + len(certain) >= slots and held[0][0] <= now:
                 over, _, freed = heappop(held)

@@ -1,8 +1,8 @@
 """History as a workload: what was recorded in a stretch of time, made into a scenario.
 
-Arrivals are those recorded, and so are holds (`callback_priority.simulation.past` tells how they are read); nothing is fitted to
-the waits that are to be compared. Simulated loops are evenly spaced, so a slot that comes free at any time waits for half an
-interval on average until it can be granted again. A recorded hold contains that wait; so half an interval is taken off each.
+Arrivals are those recorded, and so are holds and the schedulers' loops (`callback_priority.simulation.past` tells how they are read);
+nothing is fitted to the waits that are to be compared. A slot that comes free between two loops is granted again in the second, and
+a recorded hold contains the wait for it. When in between it came free has no record, so it is taken to be halfway.
 
 The simulation begins before the stretch, where nobody waited if that is known. Who held a slot then is given one again, for what was
 left of the hold; who waited waits; nothing is measured of what came before the stretch. What has no recorded hold, because it still ran or waited at the
@@ -23,7 +23,7 @@ import attrs
 
 from callback_priority.core.classes import CLASS_ORDER, ServiceClass
 from callback_priority.core.units import MICROSECONDS, seconds_to_micros
-from callback_priority.simulation.past import Freed, Past, Turn, when_freed
+from callback_priority.simulation.past import SAME_PASS, Freed, Past, Turn, loops_of, when_freed
 from callback_priority.simulation.results import QUANTILES, percentile
 from callback_priority.simulation.scenario import UNLIMITED_POOL, Arriving, Scenario
 
@@ -119,14 +119,17 @@ def rebuild(
         tasks_per_query: The most task instances that one selection finds (Airflow's ``max_tis_per_query``).
     """
     freed = when_freed(past, slots=slots, loop_seconds=loop_seconds)
-    holds = _Holds(past, freed, seconds_to_micros(loop_seconds))
     step = max(1, seconds_to_micros(loop_seconds))
+    loops = loops_of(past, schedulers=schedulers, loop_seconds=loop_seconds)
+    holds = _Holds(
+        past, freed, step, sorted(each for some in loops for each in some) if schedulers == 1 else []
+    )
     lead = max(seconds_to_micros(_LEAD_SECONDS), 2 * step)
     lead += -lead % step
     work = _Work(past.turns)
     begin = past.begin
     held = waited = 0
-    for turn in sorted(past.turns, key=lambda turn: turn.since):
+    for turn in sorted(past.turns, key=lambda turn: (turn.since, turn.service_class, turn.order)):
         if turn.since >= begin:
             if turn.since < past.until:
                 work.add(turn, turn.since - begin + lead, holds.of(turn))
@@ -145,6 +148,7 @@ def rebuild(
         slots=slots,
         schedulers=schedulers,
         loop_seconds=loop_seconds,
+        loops=tuple(_shifted(each, lead - begin, lead + past.until - begin, step) for each in loops),
         pools=pools,
         tasks_per_query=tasks_per_query,
         description="What the metadata database has recorded.",
@@ -157,15 +161,19 @@ def rebuild(
             if any(turn.service_class is cls for turn in past.turns)
         },
         freed=freed,
-        assumptions=tuple(_assumptions(past, freed, holds, held, waited, frozenset(pools))),
+        assumptions=(
+            _about_loops(loops, loop_seconds),
+            *_assumptions(past, freed, holds, held, waited, frozenset(pools)),
+        ),
     )
 
 
 class _Holds:
     """How long each turn holds its slot in the simulation, in microseconds."""
 
-    def __init__(self, past: Past, freed: Freed, step: int) -> None:
+    def __init__(self, past: Past, freed: Freed, step: int, loops: Sequence[int]) -> None:
         self._freed = freed
+        self._loops = loops
         self._until = past.until
         self._half = step // 2
         self._random = Random("replay")  # noqa: S311 - not for secrets
@@ -183,7 +191,7 @@ class _Holds:
         """Its hold, or that of another."""
         at = self._freed.at.get(turn)
         if at is not None and turn.granted is not None:
-            return max(1, at - turn.granted - self._half)
+            return max(1, self._free(at) - self._pass_of(turn.granted))
         elapsed = 0 if turn.granted is None else max(0, self._until - turn.granted)
         self.drawn += 1
         self.drawn_running += turn.granted is not None
@@ -197,6 +205,24 @@ class _Holds:
                     )
         self.unknown += 1
         return max(1, elapsed + self._half)
+
+    def _free(self, at: int) -> int:
+        """When a slot came free that could be granted again in a pass."""
+        place = bisect_right(self._loops, at + SAME_PASS) - 1
+        if place > 0 and at - self._loops[place] <= SAME_PASS:
+            return (self._loops[place - 1] + self._loops[place]) // 2
+        return at - self._half
+
+    def _pass_of(self, granted: int) -> int:
+        """When the pass began in which a slot was granted; task instances are stamped a moment after."""
+        place = bisect_right(self._loops, granted) - 1
+        return self._loops[place] if place >= 0 and granted - self._loops[place] <= SAME_PASS else granted
+
+
+def _shifted(loops: Sequence[int], by: int, until: int, step: int) -> list[int]:
+    """Loops as the simulation counts time, with more at even intervals before the first and after the last of which there is a record."""
+    found = [each + by for each in loops]
+    return [*range(found[0] % step, found[0], step), *found, *range(found[-1] + step, until, step)]
 
 
 class _Work:
@@ -278,6 +304,12 @@ def _recorded(past: Past, freed: Freed, cls: ServiceClass) -> Recorded:
 
 
 # What is assumed -------------------------------------------------------------------------------------------------
+
+
+def _about_loops(loops: Sequence[Sequence[int]], loop_seconds: float) -> str:
+    if not loops:
+        return "Which scheduler's loops are whose cannot be told, since one took another's place: they are taken to be evenly spaced."
+    return f"Loops come when they left a record; in between every {loop_seconds:.2f} s, as if nothing could have been done in those without one."
 
 
 def _assumptions(

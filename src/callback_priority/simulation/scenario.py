@@ -7,7 +7,7 @@ under both (*common random numbers*): what differs between their results is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from random import Random
 from types import MappingProxyType
@@ -187,6 +187,7 @@ class Scenario:
         schedulers: How many there are. Their loops are spread evenly.
         loop_seconds: From one loop of a scheduler to its next; zero for a loop at every arrival and every end, which is what the
             models of queuing theory do.
+        loops: When the loops of each scheduler are, in microseconds from the start and in order, where that is known; it has no others.
         warm_up_seconds: What arrives before then is not measured.
         tasks_per_query: The most task instances that one selection finds (Airflow's ``max_tis_per_query``); ``None`` for no such cap.
         crashes: When schedulers die.
@@ -202,6 +203,7 @@ class Scenario:
     )
     schedulers: int = 1
     loop_seconds: float = 2.0
+    loops: tuple[Sequence[int], ...] = ()
     warm_up_seconds: float = 0.0
     tasks_per_query: int | None = None
     crashes: tuple[Crash, ...] = ()
