@@ -221,8 +221,9 @@ class _Holds:
 
 def _shifted(loops: Sequence[int], by: int, until: int, step: int) -> list[int]:
     """Loops as the simulation counts time, with more at even intervals before the first and after the last of which there is a record."""
-    found = [each + by for each in loops]
-    return [*range(found[0] % step, found[0], step), *found, *range(found[-1] + step, until, step)]
+    found = [each + by for each in loops if each + by > 0] or [until]
+    # What holds slots at the beginning is given them there.
+    return [0, *range(found[0] % step or step, found[0], step), *found, *range(found[-1] + step, until, step)]
 
 
 class _Work:
