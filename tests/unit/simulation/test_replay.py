@@ -19,6 +19,7 @@ from callback_priority.simulation.past import (
     SeenPass,
     Turn,
     loop_seconds_of,
+    loops_of,
     most_held,
     when_freed,
 )
@@ -318,3 +319,36 @@ def test_a_pool_that_is_gone_is_without_end():
 
 def test_the_interval_between_loops_is_not_told_from_nothing():
     assert loop_seconds_of(past_of([turn(TASK, 1, 2, 3)])) is None
+
+
+def test_loops_come_when_they_left_a_record():
+    """However uneven they were, a slot is granted when it was; between them and beyond there are others."""
+    granted = [1.0, 2.3, 2.4, 8.0, 8.9]
+    turns = [turn(TASK, 0.5, at, end) for at, end in zip(granted, [2.2, 2.35, 7.9, 8.8, 9.9], strict=True)]
+    past = past_of(turns, seconds=12)
+    (loops,) = loops_of(past, schedulers=1, loop_seconds=2.0)
+    assert [(each - EPOCH) / MICROSECONDS for each in loops] == [1.0, 2.3, 2.4, 4.4, 6.4, 8.0, 8.9]
+    replay = rebuild(past, slots=1, schedulers=1, loop_seconds=2.0)
+    found = run(replay.scenario, FAIR, seed=0).classes[TASK]
+    recorded = replay.recorded[TASK].wait_seconds
+    assert {each: found.wait_seconds[each] for each in recorded} == pytest.approx(recorded)
+    assert any("when they left a record" in each for each in replay.assumptions)
+
+
+def test_loops_are_evenly_spaced_where_it_cannot_be_told_whose_they_are():
+    """Of two at a time, one took the place of a third."""
+    turns = [attrs.evolve(turn(TASK, 0, at, 9), scheduler=at) for at in (1, 2, 3)]
+    past = past_of(turns)
+    assert loops_of(past, schedulers=2, loop_seconds=1.0) == []
+    assert len(loops_of(past, schedulers=3, loop_seconds=1.0)) == 3
+    replay = rebuild(past, slots=4, schedulers=2, loop_seconds=1.0)
+    assert any("evenly spaced" in each for each in replay.assumptions)
+
+
+def test_callbacks_that_came_together_go_in_the_order_of_production():
+    """By their identifiers, in whatever order the database gave their rows."""
+    turns = [turn(DEADLINE, 1, None, None, order=(f"{9 - at}",), dag=f"d{at}", priority=1) for at in range(3)]
+    (trace,) = rebuild(past_of(turns), slots=1, schedulers=1, loop_seconds=0.5).scenario.streams
+    again = rebuild(past_of(turns[::-1]), slots=1, schedulers=1, loop_seconds=0.5).scenario.streams
+    assert [each.dag for each in trace.arriving(0)] == [0, 1, 2]
+    assert trace == again[0]
