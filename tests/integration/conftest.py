@@ -33,6 +33,8 @@ def stock_ends_callbacks(airflow_database) -> None:
 @pytest.fixture
 def configure(monkeypatch):
     """Set options of the section for this process."""
+    # Where the mode is on when this is imported, the hook is installed, for all tests to come.
+    import airflow.jobs.scheduler_job_runner  # noqa: F401
 
     def configure(**options):
         for name, value in options.items():
