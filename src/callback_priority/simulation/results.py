@@ -16,7 +16,17 @@ from callback_priority.simulation.engine import Simulation, Treatment
 from callback_priority.simulation.meter import Meter
 from callback_priority.simulation.scenario import Scenario
 
-__all__ = ["QUANTILES", "ClassResult", "Contention", "Lag", "RunResult", "percentile", "run"]
+__all__ = [
+    "QUANTILES",
+    "ClassResult",
+    "Contention",
+    "Lag",
+    "RunResult",
+    "class_results",
+    "percentile",
+    "place_of",
+    "run",
+]
 
 QUANTILES = (0.5, 0.95, 0.99)
 """Of waits, what is told: the median, and how long the unlucky wait."""
@@ -32,8 +42,16 @@ def percentile(ordered: Sequence[float], fraction: float) -> float:
     >>> percentile([10, 20, 30, 40], 0.5), percentile([10, 20, 30, 40], 0.95)
     (20, 40)
     """
-    place = -(-Fraction(str(fraction)) * len(ordered) // 1)
-    return ordered[max(0, int(place) - 1)]
+    return ordered[max(0, place_of(fraction, len(ordered)) - 1)]
+
+
+def place_of(fraction: float, count: int) -> int:
+    """The place of a quantile among so many values in ascending order, counted from one.
+
+    >>> place_of(0.95, 200), place_of(0.95, 201), place_of(1.0, 7)
+    (190, 191, 7)
+    """
+    return int(-(-Fraction(str(fraction)) * count // 1))
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +69,7 @@ class ClassResult:
         delay_seconds: Quantiles as of ``wait_seconds``, with what still waited at the end: it counts as having waited until then,
             which is the least that it waits. A class that is starved has few waits, and those are the short ones.
         mean_delay_seconds: Their mean; ``None`` if there is none.
+        delays: How many these are of.
         oldest_seconds: How long the first that still waited at the end had waited; nought if none did.
         slot_seconds: Slot-time held, to the end for what still ran.
         longest_hold_seconds: The longest hold that ended.
@@ -67,6 +86,7 @@ class ClassResult:
     measured: int
     delay_seconds: Mapping[float, float]
     mean_delay_seconds: float | None
+    delays: int
     oldest_seconds: float
     slot_seconds: float
     longest_hold_seconds: float
@@ -176,7 +196,7 @@ def run(
     weights = {
         cls: treatment.settings.weight(Level.SCHEDULER, SCHEDULER_SCOPE, cls) / MILLI for cls in meter.classes
     }
-    classes = {cls: _class_result(simulation, place, scenario) for place, cls in enumerate(meter.classes)}
+    classes = class_results(simulation, scenario)
     used = sum(each.slot_seconds for each in classes.values())
     return RunResult(
         scenario=scenario.name,
@@ -191,6 +211,18 @@ def run(
         utilisation=used / (slots * scenario.seconds),
         decisions=simulation.decisions,
     )
+
+
+def class_results(simulation: Simulation, scenario: Scenario) -> dict[ServiceClass, ClassResult]:
+    """What each class got in a simulation that is over.
+
+    Args:
+        simulation: The simulation.
+        scenario: What was run, for as long as it was.
+    """
+    return {
+        cls: _class_result(simulation, place, scenario) for place, cls in enumerate(simulation.meter.classes)
+    }
 
 
 def _class_result(simulation: Simulation, place: int, scenario: Scenario) -> ClassResult:
@@ -209,6 +241,7 @@ def _class_result(simulation: Simulation, place: int, scenario: Scenario) -> Cla
         measured=len(waits),
         delay_seconds=_quantiles(delays),
         mean_delay_seconds=_mean_seconds(delays),
+        delays=len(delays),
         oldest_seconds=(until - min(arrived, default=until)) / MICROSECONDS,
         slot_seconds=meter.slot_micros[place] / MICROSECONDS,
         longest_hold_seconds=meter.longest_hold[place] / MICROSECONDS,

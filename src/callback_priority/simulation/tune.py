@@ -5,7 +5,8 @@ What is found is as good as the work that it was tried on. Three things keep it 
 1. with the seeds of the search, the *worst* of them must meet each goal, by a margin where it is about waits;
 2. the settings are then checked with seeds that the search has not used; `REQUIRED` of these must meet each goal, and so must
    the upper end of the confidence interval of their mean;
-3. if they do not, the margin of the goals that failed is doubled, and what comes next is checked with seeds that are new again.
+3. if they do not, the seeds that failed join those of the search, and what is found with these, too, is checked with seeds that
+   are new again.
 
 Whether a goal can be met at all is asked first, with everything that can be given to its class. If each can and all together cannot, it
 is said which two collide, and what the best is for each with the other one met.
@@ -29,16 +30,9 @@ from callback_priority.simulation.estimates import CONFIDENCE, Estimate, estimat
 from callback_priority.simulation.goals import Goal
 from callback_priority.simulation.scenario import Scenario
 from callback_priority.simulation.tuned import ClassCost, Collision, GoalOutcome, Tuned, Verdict
+from callback_priority.simulation.tuning_runs import Laboratory, Ordered, Seen, missed, value_of
 from callback_priority.simulation.tuning_space import Space, offered_loads
-from callback_priority.simulation.tuning_trials import (
-    Laboratory,
-    Search,
-    Seen,
-    Tried,
-    import_optuna,
-    missed,
-    value_of,
-)
+from callback_priority.simulation.tuning_trials import Search, Tried, import_optuna
 
 __all__ = ["REQUIRED", "SEEDS", "TRIALS", "UNSEEN_SEEDS", "tune"]
 
@@ -49,7 +43,9 @@ UNSEEN_SEEDS: Final = 20
 REQUIRED: Final = 0.95
 """The part of the unseen seeds that must meet each goal: 19 of 20. What is met by three in four passes this check once in thirty times."""
 
-_MARGINS: Final = (0.05, 0.1, 0.2, 0.4)
+_MARGIN: Final = 0.05
+_CHECKS: Final = 4
+_CHECKED_AT_ONCE: Final = 5
 _TELLING: Final = 0.95
 _FIRST_UNSEEN: Final = 1_000_000
 """How far the seeds of the checks are from those of the search."""
@@ -145,12 +141,16 @@ def _at_home(settings: Settings, scenario: Scenario) -> Settings:
 
 @attrs.frozen(kw_only=True)
 class _Checked:
-    """Settings, and what came of them and of today's with seeds that the search has not used."""
+    """Settings, and what came of them with seeds that the search has not used: with the first ones if these were enough to fail."""
 
     tried: Tried
     seeds: tuple[int, ...]
-    before: tuple[Seen, ...]
-    after: tuple[Seen, ...]
+    after: tuple[Seen, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all seeds were tried."""
+        return len(self.after) == len(self.seeds)
 
 
 class _Tuning:
@@ -171,7 +171,6 @@ class _Tuning:
         self._space = space
         self._goals = goals
         self._trials = trials
-        self._seeds = seeds
         self._unseen = unseen
         self._next_unseen = seeds[0] + _FIRST_UNSEEN
         self._confidence = confidence
@@ -179,14 +178,15 @@ class _Tuning:
         self._loads = offered_loads(laboratory.scenario, goals, seed=seeds[0])
         self._search = Search(laboratory, space, goals, self._loads, seeds)
         self._searches = 0
+        self._reachable: tuple[int, ...] = ()
 
     def run(self) -> Tuned:
         search, every = self._search, tuple(range(len(self._goals)))
         classes = dict.fromkeys(goal.service_class for goal in self._goals)
         search.try_points([self._space.origin, *map(self._space.favourable, classes)])
-        reachable = tuple(at for at in every if self._is_met_by_any([at]))
+        reachable = self._reachable = tuple(at for at in every if self._is_met_by_any([at]))
         if not reachable:
-            return self._told(Verdict.UNREACHABLE, self._check(search.today), _MARGINS[0], found=False)
+            return self._told(Verdict.UNREACHABLE, self._check(search.today, ()), _MARGIN, found=False)
         search.try_points(self._space.sensible(self._loads), reachable)
         checked, margin = self._find(reachable)
         if checked is None:
@@ -194,7 +194,7 @@ class _Tuning:
             # Looking at two at a time may have found what meets all of them.
             checked, margin = self._find(reachable, trials=0)
             if checked is None:
-                compromise = self._check(search.nearest(reachable))
+                compromise = self._check(search.nearest(reachable), ())
                 return self._told(
                     self._verdict(reachable, Verdict.CONTRADICTORY), compromise, margin, collisions
                 )
@@ -211,22 +211,25 @@ class _Tuning:
         trials = self._trials if trials is None else trials
         checked: _Checked | None = None
         # Shares hardly differ from seed to seed; waits do.
-        margins = [0.0 if goal.most_seconds is None else _MARGINS[0] for goal in self._goals]
-        for _ in _MARGINS:
-            self._look(wanted, trials if checked is None else trials // 4, margins)
+        margins = [0.0 if goal.most_seconds is None else _MARGIN for goal in self._goals]
+        for _ in range(_CHECKS):
+            self._look(wanted, trials if checked is None else trials // 2, margins)
             best = self._search.best(wanted, margins)
             if best is None and checked is None:
                 # Some goals are met by a hair, or not at all.
                 best = self._search.best(wanted)
             if best is None:
                 break
-            if checked is None or best is not checked.tried:
-                checked = self._check(best)
+            checked = self._check(best, wanted)
             failing = [at for at in wanted if not self._is_sure(checked, [at])]
             if not failing:
                 break
-            for at in failing:
-                margins[at] = max(_MARGINS[0], 2 * margins[at])
+            failed = self._failed(checked, failing)
+            if failed:
+                self._search.learn(failed)
+            else:
+                for at in failing:
+                    margins[at] = max(_MARGIN, 2 * margins[at])
         return checked, max(margins)
 
     def _look(self, wanted: Sequence[int], trials: int, margins: Sequence[float]) -> None:
@@ -245,7 +248,7 @@ class _Tuning:
         )
 
     def _is_met_by_any(self, wanted: Sequence[int]) -> bool:
-        return any(each.meets(wanted) for each in self._search.tried)
+        return self._search.best(wanted) is not None
 
     def _collisions(self, wanted: Sequence[int]) -> tuple[Collision, ...]:
         """Which two of the goals were not found to go together; all of them, if every two do."""
@@ -270,22 +273,43 @@ class _Tuning:
 
     # The check --------------------------------------------------------------------------------------------
 
-    def _check(self, tried: Tried) -> _Checked:
-        """Run settings and those of today with seeds that nothing has been run with."""
+    def _check(self, tried: Tried, wanted: Sequence[int]) -> _Checked:
+        """Run settings with seeds that nothing has been run with, until they are through or a goal is failed too often."""
         seeds = tuple(range(self._next_unseen, self._next_unseen + self._unseen))
         self._next_unseen += self._unseen
-        is_today = tried is self._search.today
-        settings = [self._space.today] if is_today else [self._space.today, tried.settings]
-        seen = self._laboratory.see([(each, seed) for each in settings for seed in seeds])
-        return _Checked(
-            tried=tried, seeds=seeds, before=tuple(seen[: len(seeds)]), after=tuple(seen[-len(seeds) :])
+        checked = _Checked(tried=tried, seeds=seeds)
+        while not checked.is_whole and self._may_be_sure(checked, wanted):
+            checked = self._check_more(checked, _CHECKED_AT_ONCE)
+        return checked
+
+    def _check_more(self, checked: _Checked, count: int) -> _Checked:
+        done = len(checked.after)
+        more = self._see(checked.tried.settings, checked.seeds[done : done + count])
+        return attrs.evolve(checked, after=(*checked.after, *more))
+
+    def _failed(self, checked: _Checked, wanted: Sequence[int]) -> list[int]:
+        """The seeds that failed any of these goals."""
+        return [
+            seed
+            for seed, seen in zip(checked.seeds, checked.after, strict=False)
+            if any(missed(self._goals[at], seen) > 0 for at in wanted)
+        ]
+
+    def _see(self, settings: Settings, seeds: Sequence[int]) -> list[Seen]:
+        return self._laboratory.see([Ordered(settings=settings, seed=seed) for seed in seeds])
+
+    def _may_be_sure(self, checked: _Checked, wanted: Sequence[int]) -> bool:
+        """Whether few enough seeds failed each goal so far."""
+        left = len(checked.seeds) - len(checked.after)
+        return all(
+            self._met(self._goals[at], checked.after) + left >= REQUIRED * len(checked.seeds) for at in wanted
         )
 
     def _is_sure(self, checked: _Checked, wanted: Sequence[int]) -> bool:
-        for at in wanted:
+        if not self._may_be_sure(checked, wanted):
+            return False
+        for at in wanted if checked.is_whole else ():
             goal = self._goals[at]
-            if self._met(goal, checked.after) < REQUIRED * len(checked.after):
-                return False
             found = self._estimate([value_of(goal, each) for each in checked.after])
             if found is None:
                 continue
@@ -316,18 +340,21 @@ class _Tuning:
         settings = checked.tried.settings
         # What is told to be pasted is what was simulated, or this is a mistake here.
         parse_settings(render_settings(settings))
-        pairs = list(zip(checked.before, checked.after, strict=True))
+        checked = self._check_more(checked, len(checked.seeds))
+        is_today = checked.tried.point is None
+        before = checked.after if is_today else self._see(self._space.today, checked.seeds)
+        pairs = list(zip(before, checked.after, strict=True))
         return Tuned(
             scenario=scenario,
             verdict=verdict,
             today=self._space.today,
             settings=settings if found else None,
-            goals=tuple(self._outcome(at, checked) for at in range(len(self._goals))),
+            goals=tuple(self._outcome(at, before, checked) for at in range(len(self._goals))),
             costs={cls: self._cost(cls, pairs) for cls in self._space.classes},
-            utilisation_before=self._sure([each.utilisation for each in checked.before]),
+            utilisation_before=self._sure([each.utilisation for each in before]),
             utilisation_after=self._sure([each.utilisation for each in checked.after]),
             collisions=collisions,
-            seeds=self._seeds,
+            seeds=self._search.seeds,
             unseen_seeds=checked.seeds,
             margin=margin,
             trials=len(self._search.tried),
@@ -349,22 +376,20 @@ class _Tuning:
             )
         return tuple(notes)
 
-    def _outcome(self, at: int, checked: _Checked) -> GoalOutcome:
+    def _outcome(self, at: int, seen_before: Sequence[Seen], checked: _Checked) -> GoalOutcome:
         goal = self._goals[at]
-        nearest = min(
-            (each for each in self._search.tried if each.is_whole), key=lambda each: each.misses[at]
-        )
-        before = self._estimate([value_of(goal, each) for each in checked.before])
+        nearest = min(self._search.known, key=lambda each: each.misses[at])
+        before = self._estimate([value_of(goal, each) for each in seen_before])
         after = self._estimate([value_of(goal, each) for each in checked.after])
         return GoalOutcome(
             goal=goal,
             before=before,
             after=after,
-            met_before=self._met(goal, checked.before),
+            met_before=self._met(goal, seen_before),
             met_after=self._met(goal, checked.after),
             seeds=len(checked.seeds),
             best_alone=self._mean(at, nearest),
-            is_reachable=nearest.misses[at] <= 0,
+            is_reachable=at in self._reachable,
             never_waited=before is None and after is None,
         )
 

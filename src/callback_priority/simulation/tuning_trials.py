@@ -5,6 +5,11 @@ with constraints, as Optuna has it, asked for points and told what they came to.
 answer that takes a second, constraints that are as noisy, and less than a hundred tries. Methods of descent want gradients, and
 evolution wants thousands of tries.
 
+Most of what is tried is no good, and little should be spent on it. A point is tried with one seed, the one that is hardest today, and its run
+ends once a goal is lost (`callback_priority.simulation.tuning_runs`). It is tried with the other seeds only if it is ahead of the best
+one on the same seeds: of the seed-by-seed differences, as in races of configurations (Birattari, Stützle, Paquete, Varrentrapp, 2002,
+"A racing algorithm for configuring metaheuristics"). What is told as the best has been through all of them.
+
 *Cost* is what is taken from the others, which are all classes without a goal for their waits: the part of all slots' time that they lose
 against today, and the part by which the time from arrival to end grows, weighted with the part of the slots that they ask for. What
 they gain counts half, so that one class is not made to pay for another. What is left equal is decided for smaller changes.
@@ -13,78 +18,28 @@ they gain counts half, so that one class is not made to pay for another. What is
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from statistics import fmean
-from types import TracebackType
 from typing import Any, Final
 
 import attrs
 
 from callback_priority.core.classes import ServiceClass
-from callback_priority.errors import MissingExtraError
+from callback_priority.errors import InternalError, MissingExtraError
 from callback_priority.policy.settings import Settings
-from callback_priority.simulation.comparison import processes
-from callback_priority.simulation.engine import Treatment
 from callback_priority.simulation.goals import Goal
-from callback_priority.simulation.results import run
-from callback_priority.simulation.scenario import Scenario
+from callback_priority.simulation.tuning_runs import Laboratory, Ordered, Seen, Stake, missed
 from callback_priority.simulation.tuning_space import Load, Point, Space
 
-__all__ = ["ClassSeen", "Laboratory", "Search", "Seen", "Tried", "import_optuna", "missed", "value_of"]
+__all__ = ["Search", "Tried", "import_optuna"]
 
 BATCH: Final = 4
 """So many points are asked for at once, whatever the number of processes, so that it does not change what is found."""
 
-_RACE_SEEDS: Final = 2
-_HOPELESS: Final = 0.1
 _RANDOM_TRIALS: Final = 6
 _DULL: Final = 3
 _COMPLETED: Final = 5
-
-
-@attrs.frozen(kw_only=True)
-class ClassSeen:
-    """What one class got in one run, as far as goals and costs ask.
-
-    Args:
-        kept_share: See `callback_priority.simulation.results.ClassResult`.
-        delay_seconds: See there.
-        mean_delay_seconds: See there.
-        slot_part: The part of all slots' time that it held.
-    """
-
-    kept_share: float | None
-    delay_seconds: Mapping[float, float]
-    mean_delay_seconds: float | None
-    slot_part: float
-
-
-@attrs.frozen(kw_only=True)
-class Seen:
-    """What came of one run.
-
-    Args:
-        classes: What each class got.
-        utilisation: The part of the slots' time that was held.
-    """
-
-    classes: Mapping[ServiceClass, ClassSeen]
-    utilisation: float
-
-
-def value_of(goal: Goal, seen: Seen) -> float | None:
-    """What a goal is about, in one run: seconds or a share; ``None`` if nothing of its class waited, or came."""
-    found = seen.classes[goal.service_class]
-    if goal.least_share is not None:
-        return found.kept_share
-    return found.mean_delay_seconds if goal.quantile is None else found.delay_seconds.get(goal.quantile)
-
-
-def missed(goal: Goal, seen: Seen) -> float:
-    """By how much of it a run misses a goal; nought or less if it meets it, and -1 if nothing waited, or came."""
-    value = value_of(goal, seen)
-    return -1.0 if value is None else goal.shortfall(value)
 
 
 @attrs.frozen(kw_only=True)
@@ -94,91 +49,41 @@ class Tried:
     Args:
         point: The point that they are; ``None`` for settings of today that are none.
         settings: The settings.
-        seen: What came of each seed.
-        misses: Of each goal, by how much it was missed with the worst seed.
-        cost: What they take from the others.
-        is_whole: Whether all seeds were tried; not if the first ones were enough to see that it is hopeless.
+        seen: What came of the first seeds, or all of them.
+        misses: Of each goal, by how much it was missed with the worst of these.
+        costs: With each of these, what they take from the others.
+        changes: What they change, as a cost.
     """
 
     point: Point | None
     settings: Settings
     seen: tuple[Seen, ...]
     misses: tuple[float, ...]
-    cost: float
-    is_whole: bool = True
+    costs: tuple[float, ...]
+    changes: float
+
+    @property
+    def known(self) -> int:
+        """With how many of the first seeds they were tried to the end."""
+        return sum(1 for _ in takewhile(lambda each: each.lost is None, self.seen))
+
+    @property
+    def cost(self) -> float:
+        """What they take from the others, and change."""
+        return self.cost_of_first(len(self.costs))
+
+    def cost_of_first(self, count: int) -> float:
+        """What they take from the others with so many of the first seeds, and change."""
+        return fmean(self.costs[:count]) + self.changes
 
     def meets(self, wanted: Iterable[int], margins: Sequence[float] | None = None) -> bool:
-        """Whether every seed met goals.
+        """Whether every seed so far met goals.
 
         Args:
             wanted: The places of the goals.
             margins: Of each goal, by at least this part of it.
         """
-        return self.is_whole and all(self.misses[at] <= (-margins[at] if margins else 0.0) for at in wanted)
-
-
-class Laboratory:
-    """Runs settings on a scenario, in one process or several.
-
-    Args:
-        scenario: What they are tried on.
-        jobs: How many processes share the runs.
-        progress: Is told of each run that is done.
-    """
-
-    def __init__(self, scenario: Scenario, *, jobs: int, progress: Callable[[], None]) -> None:
-        self.scenario = scenario
-        self.runs = 0
-        self._jobs = jobs
-        self._progress = progress
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Laboratory:  # noqa: PYI034 - Self starts with 3.11
-        if self._jobs > 1:
-            self._pool = processes(self._jobs)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
-
-    def see(self, tasks: Sequence[tuple[Settings, int]]) -> list[Seen]:
-        """Run each of these settings with its seed."""
-        found = []
-        waiting = (
-            (_see(self.scenario, settings, seed) for settings, seed in tasks)
-            if self._pool is None
-            else (
-                each.result()
-                for each in [
-                    self._pool.submit(_see, self.scenario, settings, seed) for settings, seed in tasks
-                ]
-            )
-        )
-        for seen in waiting:
-            found.append(seen)
-            self.runs += 1
-            self._progress()
-        return found
-
-
-def _see(scenario: Scenario, settings: Settings, seed: int) -> Seen:
-    result = run(scenario, Treatment(name="", settings=settings), seed=seed)
-    capacity = result.slots * result.seconds
-    return Seen(
-        classes={
-            cls: ClassSeen(
-                kept_share=found.kept_share,
-                delay_seconds=dict(found.delay_seconds),
-                mean_delay_seconds=found.mean_delay_seconds,
-                slot_part=found.slot_seconds / capacity,
-            )
-            for cls, found in result.classes.items()
-        },
-        utilisation=result.utilisation,
-    )
+        return all(self.misses[at] <= (-margins[at] if margins else 0.0) for at in wanted)
 
 
 class Search:
@@ -204,27 +109,66 @@ class Search:
         self._space = space
         self._goals = tuple(goals)
         self._loads = loads
-        self._seeds = tuple(seeds)
         self._hurried = {goal.service_class for goal in goals if goal.most_seconds is not None}
         self._tried: dict[Point, Tried] = {}
-        seen = laboratory.see([(space.today, seed) for seed in seeds])
-        self._before = seen
-        self.today = self._tell(None, space.today, seen)
+        seen = laboratory.see([Ordered(settings=space.today, seed=seed) for seed in seeds])
+        # What fails does so soonest with the seeds that are hard today.
+        hard = sorted(zip(seeds, seen, strict=True), key=lambda each: -self._hardness(each[1]))
+        self._seeds = tuple(seed for seed, _ in hard)
+        self._before = tuple(each for _, each in hard)
+        self._enough = len(self._seeds)
+        self.today = self._tell(None, space.today, self._before)
 
     @property
     def tried(self) -> list[Tried]:
         """Today's settings and everything else that was tried, in order."""
         return [self.today, *self._tried.values()]
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the search, those included that were learned of."""
+        return self._seeds
+
+    @property
+    def known(self) -> list[Tried]:
+        """What was tried to the end with all seeds, or with all that there were at first."""
+        return [each for each in self.tried if each.known >= self._enough]
+
+    def learn(self, seeds: Sequence[int]) -> None:
+        """Ask more seeds of settings from now on.
+
+        Args:
+            seeds: The seeds.
+        """
+        seen = self._laboratory.see([Ordered(settings=self._space.today, seed=seed) for seed in seeds])
+        self._seeds += tuple(seeds)
+        self._before += tuple(seen)
+        self.today = self._tell(None, self._space.today, self._before)
+
     def best(self, wanted: Sequence[int], margins: Sequence[float] | None = None) -> Tried | None:
-        """The cheapest that met goals with every seed.
+        """The cheapest that meets goals with every seed.
+
+        What met them so far, and cost less so far, is tried with the other seeds until none such is left.
 
         Args:
             wanted: The places of the goals.
             margins: Of each goal, by at least this part of it.
         """
-        meeting = [each for each in self.tried if each.meets(wanted, margins)]
-        return min(meeting, key=lambda each: each.cost, default=None)
+        while True:
+            best = min(
+                (each for each in self._whole if each.meets(wanted, margins)),
+                key=lambda each: each.cost,
+                default=None,
+            )
+            rivals = [
+                (each.cost - (best.cost_of_first(len(each.seen)) if best else 0.0), at)
+                for at, each in enumerate(self.tried)
+                if each.known < len(self._seeds) and each.meets(wanted, margins)
+            ]
+            ahead, at = min(rivals, default=(0.0, 0))
+            if not rivals or (best and ahead >= 0):
+                return best
+            self._go_on(self.tried[at], wanted)
 
     def nearest(self, wanted: Sequence[int]) -> Tried:
         """What misses the goal that it misses most by the least part.
@@ -237,7 +181,7 @@ class Search:
             return max(max(0.0, each.misses[at]) for at in wanted), each.cost
 
         self._complete(sorted(self.tried, key=worst))
-        return min((each for each in self.tried if each.is_whole), key=worst)
+        return min(self._whole, key=worst)
 
     def closest(self, goal: int, others: Sequence[int]) -> Tried | None:
         """What comes closest to a goal, or surpasses it most, while others are met; ``None`` if nothing meets these.
@@ -246,44 +190,70 @@ class Search:
             goal: The place of the goal.
             others: The places of the others.
         """
-        meeting = [each for each in self.tried if all(each.misses[at] <= 0 for at in others)]
+        meeting = [each for each in self.tried if each.meets(others)]
         self._complete(sorted(meeting, key=lambda each: each.misses[goal]))
         return min(
-            (each for each in self.tried if each.meets(others)),
+            (each for each in self._whole if each.meets(others)),
             key=lambda each: each.misses[goal],
             default=None,
         )
 
+    @property
+    def _whole(self) -> list[Tried]:
+        return [each for each in self.tried if each.known == len(self._seeds)]
+
     def _complete(self, tried: Sequence[Tried]) -> None:
-        """Try the first of these with all seeds, however hopeless they are: to be told of, not to be used."""
+        """Try the first of these with all seeds and to the end, however hopeless they are: to be told of, not to be used."""
         for each in tried[:_COMPLETED]:
-            if each.point is not None and not each.is_whole:
-                rest = self._laboratory.see([(each.settings, seed) for seed in self._seeds[len(each.seen) :]])
-                self._tried[each.point] = self._tell(each.point, each.settings, [*each.seen, *rest])
+            if each.known < len(self._seeds):
+                self._go_on(each)
+
+    def _go_on(self, tried: Tried, wanted: Sequence[int] = ()) -> None:
+        """Try a point with the seeds that it was not tried with, or not to the end.
+
+        Args:
+            tried: What came of it so far.
+            wanted: The places of the goals without which a run need not go on.
+        """
+        if tried.point is None:
+            raise InternalError("today's settings are tried with all seeds at once")
+        known = tried.seen[: tried.known]
+        rest = range(len(known), len(self._seeds))
+        seen = self._laboratory.see([self._ordered(tried.settings, at, wanted) for at in rest])
+        self._tried[tried.point] = self._tell(tried.point, tried.settings, [*known, *seen])
 
     def try_points(self, points: Iterable[Point], wanted: Sequence[int] = ()) -> list[Tried]:
         """Try points, those aside that were tried before.
 
         Args:
             points: The points.
-            wanted: The places of the goals without which a point is not worth all seeds.
+            wanted: The places of the goals without which a point is of no use. It is tried with one seed, and `best` goes on
+                with the promising ones. If there are none, with all seeds.
         """
         asked = list(points)
         new = [each for each in dict.fromkeys(asked) if each not in self._tried]
         settings = {point: self._space.settings(point) for point in new}
-        first = self._seeds[: _RACE_SEEDS if wanted else len(self._seeds)]
-        seen = self._on(new, settings, first)
-        rest = self._seeds[len(first) :]
-        going_on = [
-            point
-            for point in new
-            if all(max(missed(self._goals[at], each) for each in seen[point]) <= _HOPELESS for at in wanted)
-        ]
-        for point, more in self._on(going_on, settings, rest).items():
-            seen[point] += more
-        for point in new:
-            self._tried[point] = self._tell(point, settings[point], seen[point])
+        seeds = range(1 if wanted else len(self._seeds))
+        seen = self._laboratory.see(
+            [self._ordered(settings[point], at, wanted) for point in new for at in seeds]
+        )
+        for at, point in enumerate(new):
+            of_point = seen[at * len(seeds) : (at + 1) * len(seeds)]
+            self._tried[point] = self._tell(point, settings[point], of_point)
         return [self._tried[each] for each in asked]
+
+    def _ordered(self, settings: Settings, at: int, wanted: Sequence[int]) -> Ordered:
+        """A run with a seed of the search.
+
+        Args:
+            settings: The settings.
+            at: The place of the seed.
+            wanted: The places of the goals without which it need not go on.
+        """
+        goals = [self._goals[each] for each in wanted]
+        classes = self._before[at].classes
+        stakes = [Stake(goal=goal, delays=classes[goal.service_class].delays) for goal in goals]
+        return Ordered(settings=settings, seed=self._seeds[at], stakes=tuple(stakes))
 
     def look(
         self, wanted: Sequence[int], *, trials: int, margins: Sequence[float], with_limits: bool, seed: int
@@ -326,6 +296,7 @@ class Search:
                 for name, value in self._constraints(found, wanted, margins).items():
                     trial.set_constraint(name, value)
                 study.tell(trial, found.cost)
+            self.best(wanted, margins)
             left -= len(asked)
 
     def simplify(
@@ -353,22 +324,19 @@ class Search:
     def _constraints(self, tried: Tried, wanted: Sequence[int], margins: Sequence[float]) -> dict[str, float]:
         return {str(at): tried.misses[at] + margins[at] for at in wanted}
 
-    def _on(
-        self, points: Sequence[Point], settings: Mapping[Point, Settings], seeds: Sequence[int]
-    ) -> dict[Point, list[Seen]]:
-        seen = self._laboratory.see([(settings[point], seed) for point in points for seed in seeds])
-        return {point: seen[at * len(seeds) : (at + 1) * len(seeds)] for at, point in enumerate(points)}
-
     def _tell(self, point: Point | None, settings: Settings, seen: Sequence[Seen]) -> Tried:
-        taken = fmean(self._taken(before, after) for before, after in zip(self._before, seen, strict=False))
+        costs = [self._taken(before, after) for before, after in zip(self._before, seen, strict=False)]
         return Tried(
             point=point,
             settings=settings,
             seen=tuple(seen),
             misses=tuple(max(missed(goal, each) for each in seen) for goal in self._goals),
-            cost=taken + (0.0 if point is None else self._space.changes(point)),
-            is_whole=len(seen) == len(self._seeds),
+            costs=tuple(costs),
+            changes=0.0 if point is None else self._space.changes(point),
         )
+
+    def _hardness(self, seen: Seen) -> float:
+        return max(missed(goal, seen) for goal in self._goals)
 
     def _taken(self, before: Seen, after: Seen) -> float:
         total = 0.0

@@ -22,6 +22,7 @@ from callback_priority.simulation.results import run
 from callback_priority.simulation.scenario import Scenario, Stream
 from callback_priority.simulation.scenario_file import load_scenario
 from callback_priority.simulation.tuned import Verdict, section_text
+from callback_priority.simulation.tuning_runs import Laboratory, Ordered, Stake, missed
 from callback_priority.simulation.tuning_space import NEUTRAL, Space, offered_loads
 
 TASK, DEADLINE, TASK_CALLBACK = ServiceClass.TASK, ServiceClass.DEADLINE, ServiceClass.TASK_CALLBACK
@@ -274,6 +275,67 @@ def test_the_waits_of_the_starved_are_as_long_as_was_watched():
     assert alerts.delay_seconds[0.95] > 1_500
     served = run(LONG_TASKS, Treatment(name=""), seed=1).classes[DEADLINE]
     assert served.delay_seconds[0.5] == pytest.approx(served.wait_seconds[0.5], rel=0.1)
+
+
+RUSH = Scenario(
+    name="a rush",
+    slots=4,
+    seconds=600,
+    warm_up_seconds=60,
+    streams=(
+        Stream(
+            name="tasks",
+            service_class=TASK,
+            holds=Exponential(mean_seconds=40),
+            arrivals=Poisson(rate_per_second=0.09),
+        ),
+        Stream(
+            name="alerts",
+            service_class=DEADLINE,
+            holds=Exponential(mean_seconds=4),
+            arrivals=Poisson(rate_per_second=0.15),
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize("scenario", [RUSH, LONG_TASKS, FLOOD], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "text",
+    ["deadline p95 <= 12 s", "deadline mean <= 5 s", "deadline max <= 40 s", "task keeps >= 75%"],
+)
+def test_a_run_ends_early_only_where_its_goal_is_missed_at_the_end(scenario, text):
+    """And is then said to miss it; where it is met at the end, the run is whole, and came to the same."""
+    [goal] = parse_goals(text)
+    quotas = [{}, {DEADLINE: Quota(reserve_slots=1)}, {DEADLINE: Quota(reserve_slots=2)}]
+    ended, met = 0, 0
+    with Laboratory(scenario, jobs=1, progress=lambda: None) as laboratory:
+        for seed in range(4):
+            for each in quotas:
+                settings = Settings(slot_quotas=each)
+                [whole] = laboratory.see([Ordered(settings=settings, seed=seed)])
+                stake = Stake(goal=goal, delays=whole.classes[goal.service_class].delays)
+                [seen] = laboratory.see([Ordered(settings=settings, seed=seed, stakes=(stake,))])
+                met += missed(goal, whole) <= 0
+                if seen.lost is None:
+                    assert seen == whole
+                else:
+                    ended += 1
+                    assert missed(goal, whole) > 0
+                    assert missed(goal, seen) > 0
+    assert ended + met > 0
+
+
+def test_runs_that_are_lost_end_early():
+    """Alerts that are never served are lost once more of them are late than one in twenty of all that come."""
+    [goal] = parse_goals("deadline p95 <= 12 s")
+    starved = Settings(policy=Policy.TASKS_FIRST)
+    delays = run(LONG_TASKS, Treatment(name="", settings=starved), seed=1).classes[DEADLINE].delays
+    stake = Stake(goal=goal, delays=delays)
+    with Laboratory(LONG_TASKS, jobs=1, progress=lambda: None) as laboratory:
+        [seen] = laboratory.see([Ordered(settings=starved, seed=1, stakes=(stake,))])
+    assert seen.lost == goal
+    assert seen.classes[DEADLINE].delays < delays / 5
 
 
 # Where it looks -----------------------------------------------------------------------------------------------
