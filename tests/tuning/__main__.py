@@ -3,7 +3,7 @@
 Twenty scenarios are drawn at random: tasks that never end to wait; alerts, at random or in storms; in some of them a flood of other
 callbacks, or a pool that is full. Goals are drawn, too, and some contradict one another or cannot be met. Where a tuning says that they
 are met, each must be met by nine in ten of thirty seeds that neither its search nor its own check has used. Where it does not, a judge
-that knows nothing of the tuning tries hundreds of other settings (`tests.tuning.judge`): what it finds, the tuning has overlooked.
+that knows nothing of the tuning tries more than a hundred other settings (`tests.tuning.judge`): what it finds, the tuning has overlooked.
 
 It ends non-zero if more than one in ten promised too much, or overlooked what there is.
 """

@@ -2,7 +2,7 @@
 
 Neither Optuna nor anything of `callback_priority.simulation.tune` is asked. First come all sizes of a reserve for the alerts, with each of a
 few weights; then settings drawn at random over everything that can be set. Each is run with seeds that are nobody else's, until it has
-failed too many of them. What this finds is feasible beyond doubt; where it finds nothing, hundreds of settings failed.
+failed too many of them. What this finds is feasible beyond doubt; where it finds nothing, some hundred and fifty settings failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["judged", "meets"]
 JUDGES_SEED = 60_000_000
 SEEDS = 40
 MAY_FAIL = 2
-DRAWN = 300
+DRAWN = 120
 
 
 def judged(scenario: Scenario, goals: tuple[Goal, ...]) -> tuple[Settings | None, int]:
@@ -44,7 +44,7 @@ def judged(scenario: Scenario, goals: tuple[Goal, ...]) -> tuple[Settings | None
             result = run(scenario, Treatment(name="", settings=settings), seed=seed)
             for at, goal in enumerate(goals):
                 failed[at] += not meets(goal, result.classes[goal.service_class])
-            if max(failed) > MAY_FAIL:
+            if max(failed) > (MAY_FAIL if seed > JUDGES_SEED + 1 else 1):
                 break
         else:
             return settings, tried
@@ -64,7 +64,7 @@ def _settings(scenario: Scenario) -> Iterator[Settings]:
     classes = sorted({work.service_class.value for work in scenario.streams})
     pool = scenario.pools["default_pool"]
     slots = scenario.slots
-    for weight in (1, 10, 0.1):
+    for weight in (1, 10):
         for reserve in range(slots):
             yield _made({"deadline": weight}, {"deadline": {"reserve": reserve}}, pool, slots)
     draw = Random(scenario.name)  # noqa: S311 - not for secrets
