@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml $(LOCK) Makefile
 	touch $@
 
 demo: $(STAMP) ## Stock Airflow and this library under the same flood of missed deadlines, side by side
-	$(BIN)/python -m callback_priority.demo
+	$(BIN)/python -m callback_priority.demo $(ARGUMENTS)
 
 test: $(STAMP) $(BROWSER) ## Run the tests
 	$(BIN)/pytest tests -q --hypothesis-profile=ci --numprocesses=3 --dist=loadfile --no-loadscope-reorder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import configparser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from callback_priority.simulation.engine import Treatment
     from callback_priority.simulation.scenario import Scenario
 
-__all__ = ["Given", "add_given", "given_treatments", "notes_on", "section_of"]
+__all__ = ["Given", "add_given", "given_treatments", "notes_on"]
 
 UNNAMED = "given"
 """The name of a treatment that got none."""
@@ -117,6 +116,7 @@ def given_treatments(given: Sequence[Given], scenario: Scenario) -> list[tuple[T
         OSError: A file cannot be read.
     """
     from callback_priority.policy.parse import load_settings
+    from callback_priority.policy.section import section_of
     from callback_priority.simulation.engine import Treatment
 
     found = []
@@ -175,30 +175,3 @@ def notes_on(settings: Settings, scenario: Scenario) -> tuple[str, ...]:
     if settings.dag_priorities:
         notes.append("dag_priorities does not matter: the scenario says the priority of each kind of work")
     return tuple(notes)
-
-
-def section_of(path: Path) -> dict[str, str]:
-    """The options that a file sets: of its section, or of the whole file if it has no sections.
-
-    Raises:
-        ConfigurationError: The file has sections, and not this one, or cannot be understood.
-        OSError: It cannot be read.
-    """
-    from callback_priority.errors import ConfigurationError, Problem
-
-    parser = configparser.ConfigParser(interpolation=None, strict=True, default_section="\0none")
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        try:
-            parser.read_string(text, str(path))
-        except configparser.MissingSectionHeaderError:
-            parser.read_string(f"[{SECTION}]\n{text}", str(path))
-    except configparser.Error as error:
-        problem = Problem(key=str(path), value="the file", remedy=f"cannot be understood: {error.message}")
-        raise ConfigurationError([problem], str(path)) from error
-    if not parser.has_section(SECTION):
-        problem = Problem(key=SECTION, value="missing", remedy="add the section, or name a file that has it")
-        raise ConfigurationError([problem], str(path))
-    # Airflow writes a percent sign twice, as Python's own interpolation does.
-    return {name: value.replace("%%", "%") for name, value in parser.items(SECTION)}

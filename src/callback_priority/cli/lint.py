@@ -161,8 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     from callback_priority.cli import surroundings
-    from callback_priority.cli.given import section_of
     from callback_priority.policy.parse import parse_settings
+    from callback_priority.policy.section import section_of
 
     if arguments.config is None:
         return surroundings.settings()

@@ -87,6 +87,13 @@ def add_to(commands: Any) -> None:
         1,
         "share the runs between so many processes; 1 if not given. The answer is the same",
     )
+    parser.add_argument(
+        "--margin",
+        type=numbers.number(0, 90, "a percentage"),
+        metavar="PERCENT",
+        help="look for settings that meet each goal by so much, as the real work is not quite the scenario's; "
+        "5 for waits if not given",
+    )
     add_seconds(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
@@ -142,6 +149,7 @@ def _tune(arguments: argparse.Namespace) -> Tuned:
             unseen_seeds=arguments.unseen or tune.UNSEEN_SEEDS,
             first_seed=arguments.first_seed,
             jobs=arguments.jobs,
+            margin=None if arguments.margin is None else arguments.margin / 100,
             progress=progress,
         )
     finally:

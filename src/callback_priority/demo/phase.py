@@ -6,7 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
@@ -54,7 +54,9 @@ class Outcome:
     failed: int
 
 
-def run_phase(phase: str, mode: str, load: Load, home: Home, say: Callable[[str], None]) -> Outcome:
+def run_phase(
+    phase: str, mode: str, load: Load, home: Home, say: Callable[[str], None], options: Mapping[str, str]
+) -> Outcome:
     """Run a phase.
 
     Args:
@@ -63,6 +65,7 @@ def run_phase(phase: str, mode: str, load: Load, home: Home, say: Callable[[str]
         load: What it is put under.
         home: The Airflow home.
         say: Prints a line of progress.
+        options: What else is set in `[callback_priority]`.
 
     Raises:
         ComponentDiedError: A component of Airflow ended.
@@ -70,7 +73,7 @@ def run_phase(phase: str, mode: str, load: Load, home: Home, say: Callable[[str]
     """
     database = home.make_database(phase)
     ports = free_ports()
-    environment = home.environment(phase, mode, load, ports=ports)
+    environment = home.environment(phase, mode, load, ports=ports, options=options)
     with Components(environment=environment, log_directory=home.logs(phase)) as components:
         began = time.monotonic()
         for name, arguments in _commands(ports).items():

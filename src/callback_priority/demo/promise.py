@@ -28,7 +28,7 @@ import attrs
 from callback_priority.demo.load import LONE_DAG, Load
 from callback_priority.demo.summary import Summary
 
-__all__ = ["Promise", "make_promise"]
+__all__ = ["STRETCH_SECONDS", "Promise", "make_promise"]
 
 OVERHEAD_SECONDS: Final = 2.5
 STRETCH_SECONDS: Final = 30.0

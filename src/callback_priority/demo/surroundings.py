@@ -15,6 +15,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -118,7 +119,9 @@ class Home:
         self.logs(phase).mkdir(parents=True)
         return Path(shutil.copyfile(self.template, self.database(phase)))
 
-    def environment(self, phase: str, mode: str, load: Load, *, ports: Ports) -> dict[str, str]:
+    def environment(
+        self, phase: str, mode: str, load: Load, *, ports: Ports, options: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
         """The environment of Airflow's processes in a phase: ours without Airflow's, and what the demo sets.
 
         Args:
@@ -126,6 +129,7 @@ class Home:
             mode: `[callback_priority] mode`.
             load: For the number of slots and the callbacks' lengths.
             ports: What listens where.
+            options: What else is set in `[callback_priority]`.
         """
         database = self.database(phase)
         sections: dict[str, dict[str, object]] = {
@@ -137,7 +141,7 @@ class Home:
             },
             "api_auth": {"jwt_secret": self.jwt_secret},
             # The journal tells `callback-priority replay` until when slots were held.
-            "callback_priority": {"mode": mode, "journal": True},
+            "callback_priority": {**(options or {}), "mode": mode, "journal": True},
             "core": {
                 "dags_are_paused_at_creation": False,
                 "dags_folder": self.path / "dags",

@@ -61,6 +61,7 @@ def tune(
     unseen_seeds: int = UNSEEN_SEEDS,
     first_seed: int = 0,
     jobs: int = 1,
+    margin: float | None = None,
     confidence: float = CONFIDENCE,
     progress: Callable[[float], None] = lambda _part: None,
 ) -> Tuned:
@@ -76,6 +77,8 @@ def tune(
         unseen_seeds: With how many others the result is checked.
         first_seed: The first seed.
         jobs: How many processes share the runs; the result is the same for any number.
+        margin: By which part of it each goal is to be met with every seed of the search, for work that is not quite as the scenario says;
+            if not given, one in twenty of waits, and nothing of shares.
         confidence: Of the intervals, between 0 and 1.
         progress: Is told now and then about which part is done, from 0 to 1.
 
@@ -98,11 +101,17 @@ def tune(
             trials=trials,
             seeds=tuple(range(first_seed, first_seed + seeds)),
             unseen=unseen_seeds,
+            margins=tuple(_margin_of(goal) if margin is None else margin for goal in goals),
             confidence=confidence,
         )
         found = tuning.run()
     progress(1.0)
     return found
+
+
+def _margin_of(goal: Goal) -> float:
+    """Shares hardly differ from seed to seed; waits do."""
+    return 0.0 if goal.most_seconds is None else _MARGIN
 
 
 def _check(scenario: Scenario, goals: Sequence[Goal]) -> None:
@@ -165,6 +174,7 @@ class _Tuning:
         trials: int,
         seeds: tuple[int, ...],
         unseen: int,
+        margins: tuple[float, ...],
         confidence: float,
     ) -> None:
         self._laboratory = laboratory
@@ -173,6 +183,7 @@ class _Tuning:
         self._trials = trials
         self._unseen = unseen
         self._next_unseen = seeds[0] + _FIRST_UNSEEN
+        self._margins = margins
         self._confidence = confidence
         self._with_limits = False
         self._loads = offered_loads(laboratory.scenario, goals, seed=seeds[0])
@@ -186,7 +197,9 @@ class _Tuning:
         search.try_points([self._space.origin, *map(self._space.favourable, classes)])
         reachable = self._reachable = tuple(at for at in every if self._is_met_by_any([at]))
         if not reachable:
-            return self._told(Verdict.UNREACHABLE, self._check(search.today, ()), _MARGIN, found=False)
+            return self._told(
+                Verdict.UNREACHABLE, self._check(search.today, ()), max(self._margins), found=False
+            )
         search.try_points(self._space.sensible(self._loads), reachable)
         checked, margin = self._find(reachable)
         if checked is None:
@@ -210,8 +223,7 @@ class _Tuning:
         """Settings that meet goals, checked; the last ones if none passed the check, none if there are none."""
         trials = self._trials if trials is None else trials
         checked: _Checked | None = None
-        # Shares hardly differ from seed to seed; waits do.
-        margins = [0.0 if goal.most_seconds is None else _MARGIN for goal in self._goals]
+        margins = list(self._margins)
         for _ in range(_CHECKS):
             self._look(wanted, trials if checked is None else trials // 2, margins)
             best = self._search.best(wanted, margins)
