@@ -128,7 +128,7 @@ def _asked(given: argparse.Namespace) -> _Asked:
         output=given.output,
         settings=given.settings,
         options=options,
-        goals=parse_goals(given.goal) if given.goal else (),
+        goals=[goal for text in given.goal for goal in parse_goals(text)],
     )
 
 
