@@ -338,6 +338,34 @@ def test_runs_that_are_lost_end_early():
     assert seen.classes[DEADLINE].delays < delays / 5
 
 
+def test_the_best_has_been_through_all_seeds_and_those_that_were_learned():
+    """Of points that were tried with one seed each, those go on that may be the best; it is the one that trying all would tell."""
+    pytest.importorskip("optuna")
+    from callback_priority.simulation.tuning_trials import Search
+
+    goals = parse_goals("deadline p95 <= 15 s, task keeps >= 40%")
+    space = Space(LONG_TASKS, Settings(), goals)
+    loads = offered_loads(LONG_TASKS, goals, seed=0)
+    points = [space.point({"reserve deadline": reserve}) for reserve in range(1, 7)]
+
+    def searched(wanted):
+        search = Search(laboratory, space, goals, loads, range(4))
+        search.try_points(points, wanted)
+        return search
+
+    with Laboratory(LONG_TASKS, jobs=1, progress=lambda: None) as laboratory:
+        thorough = searched(())
+        runs = laboratory.runs
+        search = searched((0, 1))
+        best = search.best((0, 1))
+        assert best.known == 4
+        assert best.point == thorough.best((0, 1)).point
+        assert laboratory.runs - runs < runs
+        search.learn([1_000])
+        assert search.seeds[-1] == 1_000
+        assert search.best((0, 1)).known == 5
+
+
 # Where it looks -----------------------------------------------------------------------------------------------
 
 
