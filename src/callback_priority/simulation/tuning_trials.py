@@ -180,6 +180,7 @@ class Search:
         def worst(each: Tried) -> tuple[float, float]:
             return max(max(0.0, each.misses[at]) for at in wanted), each.cost
 
+        self._see_through()
         self._complete(sorted(self.tried, key=worst))
         return min(self._whole, key=worst)
 
@@ -190,6 +191,7 @@ class Search:
             goal: The place of the goal.
             others: The places of the others.
         """
+        self._see_through()
         meeting = [each for each in self.tried if each.meets(others)]
         self._complete(sorted(meeting, key=lambda each: each.misses[goal]))
         return min(
@@ -201,6 +203,16 @@ class Search:
     @property
     def _whole(self) -> list[Tried]:
         return [each for each in self.tried if each.known == len(self._seeds)]
+
+    def _see_through(self) -> None:
+        """Have a run to its end of everything: what it came to when a goal was lost does not tell how near it comes to others."""
+        stopped = [each for each in self._tried.items() if each[1].known < len(each[1].seen)]
+        unknown = [point for point, each in stopped if not each.known]
+        runs = self._laboratory.see([self._ordered(self._tried[point].settings, 0, ()) for point in unknown])
+        first = dict(zip(unknown, runs, strict=True))
+        for point, each in stopped:
+            seen = each.seen[: each.known] or [first[point]]
+            self._tried[point] = self._tell(point, each.settings, seen)
 
     def _complete(self, tried: Sequence[Tried]) -> None:
         """Try the first of these with all seeds and to the end, however hopeless they are: to be told of, not to be used."""
