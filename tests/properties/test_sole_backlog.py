@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, assume, find, given, settings
+from hypothesis import HealthCheck, Phase, assume, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
@@ -80,7 +80,7 @@ def differs(case: Case, shortcut: Shortcut = slot_loop._of_one_backlog) -> bool:
 
 
 @given(sole())
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_the_shorter_way_comes_to_the_same_decision(case):
     short = slot_loop._of_one_backlog(case.snapshot, case.rules)
     assume(short is not None)
@@ -88,7 +88,7 @@ def test_the_shorter_way_comes_to_the_same_decision(case):
 
 
 @given(cases().map(alone))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_wherever_it_is_taken(case):
     assert not differs(case)
 
@@ -122,7 +122,11 @@ def takes_no_notice_of_quotas(snapshot: Snapshot, entitlements: Rules) -> Decisi
 )
 def test_a_shorter_way_that_looks_at_less_is_caught(shortcut, strategy):
     quick = settings(
-        max_examples=2_000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=2_000,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     try:
         find(strategy, lambda case: differs(case, shortcut), settings=quick)
@@ -144,7 +148,7 @@ def pools_of_one(draw: st.DrawFn) -> Case:
 
 
 @given(pools_of_one())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_who_waits_alone_for_a_pool_is_admitted_as_if_there_were_turns(case):
     short = slot_loop.decide(case.snapshot, case.rules)
     with pytest.MonkeyPatch.context() as patched:
