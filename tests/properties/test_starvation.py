@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from callback_priority.core.classes import ServiceClass
@@ -23,6 +24,7 @@ from callback_priority.testing import (
     Case,
     Promise,
     assert_nobody_starves,
+    cases,
     find_starvation,
     judge,
     search,
@@ -192,6 +194,14 @@ def test_no_case_is_tried_twice():
     assert found.examples == len(found.tried) == 50
 
 
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_a_case_prints_as_the_code_that_makes_it_again(generated):
+    made = {}
+    exec(generated.code, made)  # noqa: S102 - our own
+    assert made["case"] == generated
+
+
 def test_what_was_found_is_told():
     with pytest.raises(AssertionError, match="slot-time, "):
         assert_nobody_starves(Treatment(name="mine", decide=FIFO.decide))
@@ -204,6 +214,16 @@ def test_the_long_run_says_how_many_it_tried(capsys):
     assert "somebody starves" in capsys.readouterr().out
 
 
-def test_an_unknown_policy_is_refused():
-    with pytest.raises(ValueError, match="fair, FIFO"):
-        main(["--policy", "best"])
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        ("best", "one of fair, FIFO"),
+        ("no_such_module:best", "No module named 'no_such_module'"),
+        ("callback_priority.testing:best", "has no attribute 'best'"),
+    ],
+)
+def test_an_unknown_policy_is_refused(policy, why, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["--policy", policy])
+    assert refused.value.code == 2
+    assert why in capsys.readouterr().err

@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 if nobody starved, 1 if somebody did.
+
+    Raises:
+        SystemExit: With 2, if the command line makes no sense.
     """
     parser = argparse.ArgumentParser(prog="python -m callback_priority.testing", description=__doc__)
     parser.add_argument("--policy", default="fair", help=f"{', '.join(_KNOWN)}, or MODULE:ATTRIBUTE")
@@ -54,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--minutes", type=float, default=None, help="stop after this time")
     options = parser.parse_args(arguments)
+    try:
+        subject(options.policy)
+    except (ValueError, ImportError, AttributeError) as problem:
+        parser.error(str(problem))
     begun = time.monotonic()
     sizes = [_BATCH] * (options.examples // _BATCH) + [options.examples % _BATCH] * (
         options.examples % _BATCH > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Protocol
 
 import attrs
@@ -26,9 +28,19 @@ class Stateful(Protocol):
         """One like it that remembers nothing."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Case:
     """Work, and the settings under which it is shared out.
+
+    >>> from callback_priority.simulation.scenario import Scenario
+    >>> case = Case(scenario=Scenario(name="idle", seconds=60.0, streams=(), slots=2))
+    >>> case
+    Case(scenario=Scenario(name='idle', seconds=60.0, streams=(), slots=2))
+    >>> print(case.code)
+    from callback_priority.simulation.scenario import Scenario
+    from callback_priority.testing.cases import Case
+    <BLANKLINE>
+    case = Case(scenario=Scenario(name='idle', seconds=60.0, streams=(), slots=2))
 
     Args:
         scenario: What wants slots, and what there is.
@@ -41,6 +53,49 @@ class Case:
     settings: Settings = attrs.field(factory=Settings)
     changes: tuple[tuple[float, Settings], ...] = ()
     seed: int = 0
+
+    def __repr__(self) -> str:
+        return _spell(self, set())
+
+    @property
+    def code(self) -> str:
+        """Python code that makes it again, with what is to be imported."""
+        used: set[type] = set()
+        spelled = _spell(self, used)
+        names = defaultdict(list)
+        for each in used:
+            names[each.__module__].append(each.__name__)
+        imports = [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)]
+        return "\n".join([*imports, "", f"case = {spelled}"])
+
+
+def _spell(value: object, used: set[type]) -> str:
+    """An expression for a value, without what is by default as it is.
+
+    Args:
+        value: The value.
+        used: Gets the types that the expression names.
+    """
+    if isinstance(value, Enum):
+        used.add(type(value))
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_spell(k, used)}: {_spell(v, used)}" for k, v in value.items()) + "}"
+    if type(value) is tuple:
+        return "(" + ", ".join(_spell(each, used) for each in value) + ("," if len(value) == 1 else "") + ")"
+    cls = type(value)
+    if not attrs.has(cls):
+        return repr(value)
+    used.add(cls)
+    told = [(each, getattr(value, each.name)) for each in attrs.fields(cls) if each.init]
+    return f"{cls.__name__}({', '.join(f'{each.alias}={_spell(v, used)}' for each, v in told if v != _default(each))})"
+
+
+def _default(field: attrs.Attribute[object]) -> object:
+    default = field.default
+    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        default = default.factory()
+    return default if field.converter is None or default is attrs.NOTHING else field.converter(default)
 
 
 def treatment_of(subject: Decider | Treatment, case: Case) -> tuple[Treatment, Watcher | None]:

@@ -94,7 +94,9 @@ class Starvation:
     case: Case
 
     def __str__(self) -> str:
-        return f"{self.promise}, {self.service_class} at {self.at_seconds:g} s: {self.what}\n{self.case!r}"
+        return (
+            f"{self.promise}, {self.service_class} at {self.at_seconds:g} s: {self.what}\n\n{self.case.code}"
+        )
 
 
 def judge(subject: Decider | Treatment, case: Case) -> Starvation | None:
