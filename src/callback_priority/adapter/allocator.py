@@ -303,12 +303,14 @@ class SlotAllocator:
         """Decide again, now that Airflow's selection has said what it did with the tasks' slots.
 
         Filling all that was asked for while more was due is Airflow's cap on one selection: the rest stays
-        the tasks'. A shorter answer gives the rest away, and an empty one says that nothing could run.
+        the tasks'. A shorter answer gives the rest away, and an empty one says that nothing could run. Filling all
+        that was due says nothing of pools from which nothing was taken: tasks wait there for slots, as in the others.
         """
         before = turn.snapshot.answer
         started = {pool: list(widths) for pool, widths in before.started.items()} if before else {}
-        for pool in turn.offer.task_pool_slots:
-            started.setdefault(pool, [])
+        if len(found) < turn.offer.task_slots:
+            for pool in turn.offer.task_pool_slots:
+                started.setdefault(pool, [])
         for task_instance in found:
             started.setdefault(task_instance.pool, []).append(task_instance.pool_slots)
         capped = len(found) == asked < turn.offer.task_slots

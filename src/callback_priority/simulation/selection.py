@@ -49,6 +49,9 @@ def select(
         else:
             heapreplace(heads, (*head, pool))
     capped = len(found) == asked < offer.task_slots
+    if len(found) == offer.task_slots:
+        # All was taken: of pools from which it took nothing, nothing is known.
+        started = {pool: widths for pool, widths in started.items() if widths}
     answer = TaskAnswer(
         started=started, kept_slots=offer.task_slots - asked if capped else 0, waiting=bool(found)
     )
