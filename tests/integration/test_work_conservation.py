@@ -6,6 +6,8 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
+from callback_priority.core.classes import SCHEDULER_FLOWS, ServiceClass
+from callback_priority.persistence.flows import read_flows
 from callback_priority.policy.settings import Mode, Settings
 from tests.support.scheduler import Bench, FakeClock, LoopExecutor, scheduler
 
@@ -100,6 +102,29 @@ def test_a_full_pool_of_callbacks_leaves_the_slots_to_tasks_of_others(airflow_da
         run(6)
     assert executor.held.total() == 6 * 8
     assert executor.count("callback") == 5
+
+
+@ON_SQLITE
+def test_tasks_keep_their_turn_where_those_of_another_pool_took_all_that_was_offered(
+    airflow_database, bench, clock
+):
+    """Tasks are due one of two slots, and the one that is first is the only one of its pool."""
+    bench.pool("etl", 100)
+    executor = LoopExecutor(2, clock=clock, task_loops=30, callback_loops=30)
+    with scheduler(executor, settings=ACTIVE, clock=clock) as run:
+        bench.callbacks(20)
+        run(1)
+        executor.inside.clear()
+        executor.started.clear()
+        bench.tasks(1, priority=10)
+        bench.tasks(5, pool="etl")
+        run(1)
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            flows = read_flows(session.connection())
+    assert sorted(kind for _, kind, _ in executor.started) == ["callback", "task"]
+    assert flows[SCHEDULER_FLOWS[ServiceClass.TASK]].eligible
 
 
 @ON_SQLITE

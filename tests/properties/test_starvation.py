@@ -115,6 +115,24 @@ def test_what_is_passed_while_it_is_wide_is_paid_back_when_it_is_narrow():
     assert judge(FAIR, case(*narrow, *tasks, settings=settings, **pool)) is None
 
 
+def test_tasks_of_two_pools_keep_their_turn():
+    """Those of one pool start in each loop, and take all that was offered: those of the other wait all the same."""
+    one_each_loop = Stream(
+        name="one each loop",
+        service_class=TASK,
+        holds=Fixed(seconds=2.0),
+        arrivals=Regular(every_seconds=2.0),
+        priority=1,
+    )
+    callbacks = [flood(cls, hold=2.0, batch=30) for cls in (DEADLINE, TASK_CALLBACK)]
+    settings = Settings(
+        weights={TASK: 2 * MILLI}, slot_quotas={DEADLINE: Quota(reserve_slots=1)}, initial_hold_seconds=2.0
+    )
+    pools = {"default_pool": None, "etl": None}
+    streams = one_each_loop, flood(TASK, hold=2.0, pool="etl"), *callbacks
+    assert judge(FAIR, case(*streams, settings=settings, slots=3, pools=pools, seconds=60.0)) is None
+
+
 def test_equal_starts_are_unequal_slot_time():
     found = judge(FAIR_BY_STARTS, case(flood(DEADLINE, hold=2.0), flood(TASK, hold=20.0)))
     assert found.promise is Promise.SLOT_TIME

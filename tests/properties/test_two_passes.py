@@ -44,9 +44,27 @@ def answers(draw, snapshot, first):
             widths.append(width)
             left -= 1
         started[pool] = widths
+    if not left and asked == first.task_slots:
+        # It came no further.
+        started = {pool: widths for pool, widths in started.items() if widths}
     count = asked - left
     kept = first.task_slots - asked if count == asked else 0
     return TaskAnswer(started=started, kept_slots=kept, waiting=bool(count or kept))
+
+
+def test_tasks_keep_their_turn_where_those_of_another_pool_took_all_that_was_offered():
+    """Unlike where Airflow's selection came to a pool and found nothing there that can run."""
+    snapshot = attrs.evolve(
+        contested(2),
+        pools={POOL: PoolSlots(open_slots=None), "other": PoolSlots(open_slots=None)},
+        backlogs=[waiting(DEADLINE, 3), waiting(TASK, 1), waiting(TASK, 3, pool="other")],
+    )
+    first = decide(snapshot, EQUAL)
+    assert first.task_slots == 1
+    for started, wait in (({POOL: [1]}, True), ({POOL: [1], "other": []}, False)):
+        answer = TaskAnswer(started=started, waiting=True)
+        second = decide(attrs.evolve(snapshot, answer=answer), EQUAL)
+        assert second.flows[scheduler_key(TASK)].eligible is wait
 
 
 @given(cases(), st.data())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
@@ -91,11 +91,15 @@ def _spell(value: object, used: set[type]) -> str:
     return f"{cls.__name__}({', '.join(f'{each.alias}={_spell(v, used)}' for each, v in told if v != _default(each))})"
 
 
-def _default(field: attrs.Attribute[object]) -> object:
-    default = field.default
-    if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+def _default(field: attrs.Attribute[Any]) -> object:
+    """What a field is where nobody says; what depends on other fields is always said."""
+    default: Any = field.default
+    if getattr(default, "takes_self", False):
+        return attrs.NOTHING
+    if hasattr(default, "factory"):
         default = default.factory()
-    return default if field.converter is None or default is attrs.NOTHING else field.converter(default)
+    convert: Any = field.converter
+    return default if convert is None or default is attrs.NOTHING else convert(default)
 
 
 def treatment_of(subject: Decider | Treatment, case: Case) -> tuple[Treatment, Watcher | None]:
