@@ -105,8 +105,8 @@ class TaskAnswer:
     """What became of the slots offered to tasks.
 
     Args:
-        started: Widths of the task instances started, by pool, for each pool in which tasks were offered slots; without those
-            in which none was started because others took all the slots that were offered.
+        started: Widths of the task instances started, by pool, for each pool in which tasks were offered slots;
+            without those in which none was started because others took all the slots that were offered.
         kept_slots: Scheduler slots that stay empty for tasks: their due, which Airflow's cap on one
             selection kept them from filling.
         waiting: Whether more of them wait that could have run.

@@ -241,7 +241,8 @@ class Simulation:
             if alone is not None:
                 replica, now = alone, self._next_loop(alone)
             else:
-                # Where no time is between loops, several have theirs at once: those that woke up, then whoever had one the longest ago.
+                # Where no time is between loops, several have theirs at once: first those that woke up, of the
+                # others whoever had its last the longest ago.
                 now, _, _, _, replica = min(
                     (self._next_loop(each), each.stale, each.at, each.number, each) for each in replicas
                 )

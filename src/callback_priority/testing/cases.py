@@ -88,7 +88,8 @@ def _spell(value: object, used: set[type]) -> str:
         return repr(value)
     used.add(cls)
     told = [(each, getattr(value, each.name)) for each in attrs.fields(cls) if each.init]
-    return f"{cls.__name__}({', '.join(f'{each.alias}={_spell(v, used)}' for each, v in told if v != _default(each))})"
+    arguments = [f"{each.alias}={_spell(v, used)}" for each, v in told if v != _default(each)]
+    return f"{cls.__name__}({', '.join(arguments)})"
 
 
 def _default(field: attrs.Attribute[Any]) -> object:

@@ -9,10 +9,11 @@ ever fit is left waiting by each loop from a moment on.
 
 `Promise.SLOT_TIME`
     While f waits throughout, any g gets at most so much more than f:
-    ``S_g / w_g - S_f / w_f <= 2 K (d_f / w_f + d_g / w_g)``, between any two moments (``docs/explanation/bounds.md``).
-    Promised at the scheduler's slots where no pool that f draws on can be the bottleneck, and, with a pool's weights, in a pool
-    where the scheduler's slots cannot be and in which nothing is wide: past wide work others go out of turn. f has no limit there.
-    f never had a reserve there, and g has none: a reserve may give more than a share, and what it gave above it is owed.
+    ``S_g / w_g - S_f / w_f <= 2 K (d_f / w_f + d_g / w_g)``, between any two moments
+    (``docs/explanation/bounds.md``). Promised at the scheduler's slots where no pool that f draws on can be the
+    bottleneck, and, with a pool's weights, in a pool where the scheduler's slots cannot be and in which nothing
+    is wide: past wide work others go out of turn. f has no limit there, and never had a reserve; g has none. A
+    reserve may give more than a share, and what it gave above it is owed.
 `Promise.TURNS`
     Where every hold is the same and known beforehand, starts alternate exactly, on however many schedulers:
     ``N_g / w_g - N_f / w_f <= 1 / w_f + 1 / w_g``. The same conditions.
@@ -27,8 +28,9 @@ ever fit is left waiting by each loop from a moment on.
     period of aging. So no Dag waits behind another's backlog, and no priority waits for ever.
     Of task instances, Airflow chooses.
 
-A crash loses what its scheduler knew of its holds, so that they may be charged a second time: K counts that scheduler's slots once
-more. A callback that it ran is held until it is taken over. With other settings, or a crash, stretches begin anew.
+A crash loses what its scheduler knew of its holds, so that they may be charged a second time: K counts that
+scheduler's slots once more. A callback that it ran is held until it is taken over. With other settings, or a crash,
+stretches begin anew.
 """
 
 from __future__ import annotations
@@ -349,7 +351,7 @@ class _Judge:
         return max(stream.width for stream in self._case.scenario.streams if stream.pool == pool)
 
     def _slots_never_bind(self) -> bool:
-        """Whether one is left when all pools are full; else whoever is due in the pool may not be who is due a slot."""
+        """Whether one is left when all pools are full; else who is due in a pool may not be who is due a slot."""
         scenario = self._case.scenario
         total = sum(self._reserves[_SCHEDULER].values())
         for slots in scenario.pools.values():
