@@ -1,11 +1,11 @@
 r"""What the fair run promises, worked out before it starts. Pure.
 
 Two flows of equal weight, both waiting, are kept together by start-time fair queuing on slot-time: over any stretch of
-time the slot-time that one gets exceeds the other's by at most `(K + 1) (D_t + D_c)` slot-seconds, with K slots and D
-the longest hold of each class (Goyal, Vin, Cheng 1996; for K slots at once Jin, Chase, Kaur 2004; holds settled at
-release). In T seconds K slots give out at most `K T` slot-seconds, so each class gets at least
+time the slot-time that one gets exceeds the other's by at most `2 K (D_t + D_c)` slot-seconds, with K slots and D the
+longest hold of each class (`docs/explanation/bounds.md`; after Goyal, Vin, Cheng 1996 and, for K slots at once, Jin,
+Chase, Kaur 2004; holds settled at release). In T seconds K slots give out `K T` slot-seconds, so each class gets at least
 
-    1/2 - (K + 1) (D_t + D_c) / (2 K T)
+    1/2 - (D_t + D_c) / T
 
 of them. Holds are longer than the work in them: a slot is held from its grant until the scheduler's loop sees that the
 process has ended. `OVERHEAD_SECONDS` allows for that on a machine with two busy cores. The guarantee needs no luck: on
@@ -31,7 +31,7 @@ from callback_priority.demo.summary import Summary
 __all__ = ["STRETCH_SECONDS", "Promise", "make_promise"]
 
 OVERHEAD_SECONDS: Final = 2.5
-STRETCH_SECONDS: Final = 30.0
+STRETCH_SECONDS: Final = 40.0
 
 
 @attrs.frozen(kw_only=True)
@@ -82,12 +82,11 @@ class Promise:
 def make_promise(load: Load) -> Promise:
     """The promise for a load, by the bound in the module's docstring."""
     task, callback = load.task_seconds[1] + OVERHEAD_SECONDS, load.callback_seconds[1] + OVERHEAD_SECONDS
-    lead = (load.slots + 1) * (task + callback)
     # Callbacks have half of the slots while both classes wait, so the flood takes at least this long.
     whole = load.flood_callbacks * sum(load.callback_seconds) / 2 / (load.slots / 2)
 
     def least_share(seconds: float) -> float:
-        return max(0.0, math.floor(100 * (0.5 - lead / (2 * load.slots * seconds))) / 100)
+        return max(0.0, math.floor(100 * (0.5 - (task + callback) / seconds)) / 100)
 
     return Promise(
         share=least_share(whole),
