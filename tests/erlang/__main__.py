@@ -7,7 +7,7 @@ the servers are a scheduler's slots and the customers are alerts: the production
 - *Independent runs*: each load is simulated with 60 seeds, each of which gives one mean.
 - *No warm-up*: a run begins in the steady state. How many are there at its start is drawn from the queue's stationary distribution; by the
   lack of memory of the exponential distribution, what is left of their service is distributed as all of it. They themselves are not measured.
-  Nor are those who still wait at its end: some 15 of 190,000 at 95 % load.
+  Nor are those who still wait at its end: some 15 of 285,000 at 95 % load.
 - *Loops whenever something comes or ends*: a loop interval would be waited for, too.
 - *Work as a control variate* (Lavenberg, Welch, 1981, "A perspective on the use of control variables to increase the efficiency of
   Monte Carlo simulations"): by chance, a run has more work to do or less, and its waits are longer or shorter for it. What work is expected
@@ -41,7 +41,7 @@ from callback_priority.simulation.scenario import Scenario, Stream
 
 SERVERS = 16
 RUNS = 60
-CUSTOMERS = {0.70: 70_000, 0.90: 75_000, 0.95: 190_000}
+CUSTOMERS = {0.70: 105_000, 0.90: 115_000, 0.95: 285_000}
 """In each run, by load: the closer to all that the servers can do, the longer do chance fluctuations last."""
 MOST = 0.03
 """Half of the interval's width, as a part of the mean."""
