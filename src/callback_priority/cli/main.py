@@ -53,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else WRONG_USAGE
-    if arguments.command is None:
-        parser.print_help(sys.stderr)
-        return WRONG_USAGE
-    try:
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return WRONG_USAGE
         answer = told(arguments.command, partial(arguments.run, arguments))
         sys.stdout.flush()
+    except SystemExit as leaving:
+        # argparse's answer to a line that makes no sense, from here or from a command that looked closer.
+        return leaving.code if isinstance(leaving.code, int) else WRONG_USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -182,17 +182,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Simulate history, and print what came of it.
 
     Returns:
-        2 if the command line makes no sense, else 0.
+        0.
 
     Raises:
+        SystemExit: The command line makes no sense.
         CommandError: The database cannot be read, or has no history.
         ConfigurationError: Something given is invalid.
         OSError: A file cannot be read, or a report not be written.
     """
     if arguments.since is not None and arguments.last is not None:
-        arguments.parser.print_usage(sys.stderr)
-        print("callback-priority replay: error: give --from or --last, not both", file=sys.stderr)
-        return 2
+        arguments.parser.error("give --from or --last, not both")
     return _replay(arguments)
 
 
@@ -279,18 +278,19 @@ def _recollect(conn: Connection, arguments: argparse.Namespace) -> Recollection:
                 "the database has no history: nothing in it was ever granted a slot",
                 "name another with --database",
             )
+        whole = f"the history is from {spans[0]:%Y-%m-%d %H:%M:%S} to {spans[1]:%Y-%m-%d %H:%M:%S} UTC"
         until = arguments.until or spans[1] + timedelta(microseconds=1)
         since = arguments.since or max(spans[0], until - (arguments.last or _length(_DEFAULT_LAST)))
         if since >= until:
             raise CommandError(
                 f"nothing lies between {since:%Y-%m-%d %H:%M:%S} and {until:%Y-%m-%d %H:%M:%S} UTC",
-                f"the history is from {spans[0]:%Y-%m-%d %H:%M:%S} to {spans[1]:%Y-%m-%d %H:%M:%S} UTC",
+                whole,
             )
         found = recollect(conn, since=since, until=until)
         if not any(turn.since >= found.past.since for turn in found.past.turns):
             raise CommandError(
                 f"nothing began to wait between {since:%Y-%m-%d %H:%M:%S} and {until:%Y-%m-%d %H:%M:%S} UTC",
-                f"the history is from {spans[0]:%Y-%m-%d %H:%M:%S} to {spans[1]:%Y-%m-%d %H:%M:%S} UTC",
+                whole,
             )
         return found
 

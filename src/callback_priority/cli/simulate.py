@@ -37,7 +37,6 @@ file. Its own settings are tried first; those given here come after them.
 Each seed is one run; all settings see the same work. A mean over seeds stands
 with half the width of its confidence interval, as in 42s ±3s."""
 
-WRONG_USAGE = 2
 _MOST_SEEDS = 10_000
 _MOST_JOBS = 256
 
@@ -111,17 +110,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Simulate, and print what came of it.
 
     Returns:
-        2 if the command line makes no sense, else 0.
+        0.
 
     Raises:
+        SystemExit: The command line makes no sense.
         ConfigurationError: Something given is invalid.
         OSError: It cannot be read, or a report not be written.
     """
     wrong = _wrong_usage(arguments)
     if wrong:
-        arguments.parser.print_usage(sys.stderr)
-        print(f"callback-priority simulate: error: {wrong}", file=sys.stderr)
-        return WRONG_USAGE
+        arguments.parser.error(wrong)
     if arguments.list:
         print(_listing())
         return 0

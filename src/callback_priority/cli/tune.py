@@ -35,7 +35,6 @@ EPILOG = """\
 Exit status: 0 all goals are met, on seeds that the search did not use, too; 1 they are not, or a scenario or settings are invalid,
 a file cannot be read or Optuna is missing; 2 wrong usage."""
 
-WRONG_USAGE = 2
 _MOST_SEEDS = 1_000
 _MOST_TRIALS = 10_000
 _MOST_JOBS = 256
@@ -106,18 +105,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        1 if the goals are not met, 2 if the command line makes no sense, else 0.
+        1 if the goals are not met, else 0.
 
     Raises:
+        SystemExit: The command line makes no sense.
         ConfigurationError: Something given is invalid.
         MissingExtraError: There is no Optuna.
         OSError: A file cannot be read.
     """
     wrong = _wrong_usage(arguments)
     if wrong:
-        arguments.parser.print_usage(sys.stderr)
-        print(f"callback-priority tune: error: {wrong}", file=sys.stderr)
-        return WRONG_USAGE
+        arguments.parser.error(wrong)
     return _print(_tune(arguments), as_json=arguments.json)
 
 
