@@ -146,7 +146,7 @@ class Deployment:
     than all else together), ``scheduler``, ``dag-processor``, ``triggerer`` and, for Celery, ``celery-worker``. They are
     forked from a process that has Airflow imported, unless `launchers` says otherwise. A number makes a replica:
     ``replicas={"scheduler": 2}`` has `start` start ``scheduler`` and ``scheduler-2``, and any other can be named
-    (``start("triggerer-2")``). Other workers: ``start_worker("celery-worker-2", queues="other", concurrency=1)``.
+    (``start("triggerer-2")``).
     The servers below can be killed as well: ``airflow.postgres.kill()``, then ``start()``, where they are the
     test's own.
 
@@ -208,12 +208,7 @@ class Deployment:
     def launch(self, *names: str) -> None:
         """Start components and wait for nothing."""
         for name in names:
-            self._start(name, self._command(name))
-
-    def start_worker(self, name: str, *, queues: str = "default", concurrency: int = 1) -> None:
-        """Start one more Celery worker, and wait until it is ready."""
-        self._start(name, self._worker_command(name, queues, concurrency))
-        self._wait_until_ready([name])
+            self._start(name)
 
     def stop(self, *names: str) -> None:
         """Ask components (all that run if none is named) to end, wait a little, then kill what is left of them."""
@@ -442,7 +437,7 @@ class Deployment:
 
     # Inside
 
-    def _start(self, name: str, arguments: Sequence[str]) -> None:
+    def _start(self, name: str) -> None:
         if name in self._running:
             raise DeploymentError(f"{name} runs already")
         jobs = 0
@@ -452,7 +447,7 @@ class Deployment:
         log_before = len(self.log(name))
         environment = self.environment | {"CALLBACK_RECORDER_COMPONENT": name}
         launch = self.launchers.get(_kind(name), self.forks.launch)
-        process = launch(name, arguments, environment, log)
+        process = launch(name, self._command(name), environment, log)
         self._running[name] = _Component(
             name=name, process=process, log=log, jobs_before=jobs, log_before=log_before
         )
@@ -462,15 +457,12 @@ class Deployment:
             return ["api-server", "--apps", "execution", "--port", str(self.port)]
         kind = _kind(name)
         if kind == _CELERY_WORKER:
-            return self._worker_command(name, "default", self.concurrency)
+            return [
+                *("celery", "worker", "--skip-serve-logs", "--without-gossip", "--without-mingle"),
+                *("--celery-hostname", f"{name}@localhost"),
+                *("--queues", "default", "--concurrency", str(self.concurrency)),
+            ]
         return [kind, *(["--skip-serve-logs"] if kind in {"scheduler", "triggerer"} else [])]
-
-    def _worker_command(self, name: str, queues: str, concurrency: int) -> list[str]:
-        return [
-            *("celery", "worker", "--skip-serve-logs", "--without-gossip", "--without-mingle"),
-            *("--celery-hostname", f"{name}@localhost"),
-            *("--queues", queues, "--concurrency", str(concurrency)),
-        ]
 
     def _wait_until_ready(self, names: Sequence[str]) -> None:
         for name in names:

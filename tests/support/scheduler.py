@@ -479,10 +479,6 @@ class Statements:
         """The table that a statement writes to."""
         return _written_table(statement)
 
-    def written_tables(self) -> set[str]:
-        """The tables that were written to."""
-        return {_written_table(each) for each in self.writes()}
-
 
 def _written_table(statement: str) -> str:
     words = statement.replace("(", " ").split()

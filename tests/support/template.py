@@ -10,7 +10,6 @@ to ``{"terminate": PID}`` with ``null``.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -19,6 +18,8 @@ import signal
 import sys
 import threading
 from typing import Any
+
+from tests.support.servers import die_with_parent
 
 _JOBS = (
     "airflow.api_fastapi.auth.tokens",
@@ -77,7 +78,6 @@ PRELOADED = {
     ),
 }
 """What a component imports, and what those below it do for each task, callback and file."""
-_PR_SET_PDEATHSIG = 1
 
 
 def preload(command: str) -> None:
@@ -95,7 +95,7 @@ def preload(command: str) -> None:
 def become(order: dict[str, Any]) -> None:
     """Turn this fork into a component; never returns."""
     os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent(signal.SIGKILL)()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)

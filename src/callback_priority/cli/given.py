@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from callback_priority.simulation.engine import Treatment
     from callback_priority.simulation.scenario import Scenario
 
-__all__ = ["Given", "add_given", "given_treatments", "notes_on"]
+__all__ = ["Given", "add_given", "given_treatments", "notes_on", "told_treatments"]
 
 UNNAMED = "given"
 """The name of a treatment that got none."""
@@ -135,6 +136,15 @@ def given_treatments(given: Sequence[Given], scenario: Scenario) -> list[tuple[T
         settings = attrs.evolve(settings, callback_pool={**settings.callback_pool, **homes})
         found.append((Treatment(name=each.name, settings=settings), notes))
     return found
+
+
+def told_treatments(given: Sequence[Given], scenario: Scenario) -> list[Treatment]:
+    """`given_treatments`, with the notes told on standard error."""
+    found = given_treatments(given, scenario)
+    for treatment, notes in found:
+        for note in notes:
+            print(f"note: {treatment.name}: {note}", file=sys.stderr)
+    return [treatment for treatment, _ in found]
 
 
 class _Everywhere(dict[str, "int | None"]):

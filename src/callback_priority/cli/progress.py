@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Final
 
 from callback_priority.cli.text import duration
@@ -19,7 +20,7 @@ _STEP: Final = 0.1
 
 
 class Progress:
-    """Shows which part is done and how long the rest takes, if the past is anything to go by.
+    """Shows, while it is entered, which part is done and how long the rest takes, if the past is anything to go by.
 
     Args:
         wanted: Show it wherever standard error goes; else only if that is a terminal.
@@ -50,7 +51,12 @@ class Progress:
             self._told = part
         self._told_at = now
 
-    def done(self) -> None:
+    def __enter__(self) -> Progress:  # noqa: PYI034 - Self starts with 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the terminal as it was."""
         if self._is_dirty:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

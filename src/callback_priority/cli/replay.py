@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from callback_priority.cli import numbers
-from callback_priority.cli.given import Given, add_given, given_treatments
+from callback_priority.cli.given import Given, add_given, told_treatments
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -208,6 +207,7 @@ class _There:
 
 def _replay(arguments: argparse.Namespace) -> int:
     from callback_priority.cli.progress import Progress
+    from callback_priority.cli.reports import told_report
     from callback_priority.cli.surroundings import quiet, reading, reading_from
     from callback_priority.simulation.comparison import compare
 
@@ -216,21 +216,15 @@ def _replay(arguments: argparse.Namespace) -> int:
         with reading() if arguments.database is None else reading_from(arguments.database) as conn:
             recollection = _recollect(conn, arguments)
     replay, treatments = _made_ready(arguments, there, recollection)
-    progress = Progress()
-    try:
+    with Progress() as progress:
         found = compare(replay.scenario, treatments, seeds=(0,), progress=progress)
-    finally:
-        progress.done()
     assumptions = [*there.assumptions, *recollection.left_out, *replay.assumptions]
     if arguments.json:
         print(json.dumps(_document(recollection, replay, found, assumptions), indent=2))
     else:
         print(_text(recollection, replay, found, assumptions))
     if arguments.report:
-        from callback_priority.simulation.report import write_report
-
-        write_report(found.to_json(), arguments.report, notes=assumptions)
-        print(f"report: {arguments.report}", file=sys.stderr)
+        told_report(found, arguments.report, notes=assumptions)
     return 0
 
 
@@ -345,11 +339,7 @@ def _made_ready(
             key="--name", value=ACTIVE, remedy="two have the same name; give one of them another"
         )
         raise ConfigurationError([problem], "the command line")
-    treatments = []
-    for treatment, notes in given_treatments(given, replay.scenario):
-        treatments.append(treatment)
-        for note in notes:
-            print(f"note: {treatment.name}: {note}", file=sys.stderr)
+    treatments = told_treatments(given, replay.scenario)
     there.assumptions += _other_weights(treatments[0], recollection)
     return replay, treatments
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from callback_priority.cli import numbers
-from callback_priority.cli.given import add_given, given_treatments
+from callback_priority.cli.given import add_given, told_treatments
 from callback_priority.cli.scenarios import add_seconds, no_such_scenario, scenario_of
 
 if TYPE_CHECKING:
-    from callback_priority.simulation.comparison import Comparison
     from callback_priority.simulation.engine import Treatment
     from callback_priority.simulation.scenario_file import ScenarioFile
 
@@ -152,6 +150,7 @@ def _listing() -> str:
 def _simulate(arguments: argparse.Namespace) -> int:
     from callback_priority.cli.comparison_text import comparison_text
     from callback_priority.cli.progress import Progress
+    from callback_priority.cli.reports import told_report
     from callback_priority.simulation.comparison import compare
     from callback_priority.simulation.library import scenario_text
 
@@ -162,8 +161,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     chosen = [(each.scenario, _chosen(each, arguments)) for each in files]
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for number, (scenario, treatments) in enumerate(chosen):
-        progress = Progress(wanted=arguments.progress)
-        try:
+        with Progress(wanted=arguments.progress) as progress:
             found = compare(
                 scenario,
                 treatments,
@@ -172,14 +170,12 @@ def _simulate(arguments: argparse.Namespace) -> int:
                 confidence=arguments.confidence,
                 progress=progress,
             )
-        finally:
-            progress.done()
         if arguments.json:
             print(json.dumps(found.to_json()), flush=True)
         else:
             print(("\n\n" if number else "") + comparison_text(found, dags=arguments.dags), flush=True)
         if arguments.report:
-            _report(found, arguments.report)
+            told_report(found, arguments.report)
     return 0
 
 
@@ -192,11 +188,7 @@ def _chosen(file: ScenarioFile, arguments: argparse.Namespace) -> Sequence[Treat
     from callback_priority.errors import ConfigurationError, Problem
     from callback_priority.policy.spelling import guess
 
-    treatments = list(file.treatments)
-    for treatment, notes in given_treatments(arguments.given, file.scenario):
-        treatments.append(treatment)
-        for note in notes:
-            print(f"note: {treatment.name}: {note}", file=sys.stderr)
+    treatments = [*file.treatments, *told_treatments(arguments.given, file.scenario)]
     names = [each.name for each in treatments]
     problems = [
         Problem(key="--name", value=name, remedy="is the name of two; give one of them another")
@@ -214,10 +206,3 @@ def _chosen(file: ScenarioFile, arguments: argparse.Namespace) -> Sequence[Treat
     if problems:
         raise ConfigurationError(problems, "the command line")
     return [each for each in treatments if arguments.only is None or each.name in arguments.only]
-
-
-def _report(found: Comparison, path: Path) -> None:
-    from callback_priority.simulation.report import write_report
-
-    write_report(found.to_json(), path)
-    print(f"report: {path}", file=sys.stderr)

@@ -136,8 +136,7 @@ def _tune(arguments: argparse.Namespace) -> Tuned:
     goals = [goal for text in arguments.goal for goal in parse_goals(text)]
     scenario = scenario_of(arguments.scenario, arguments.seconds).scenario
     today = _today(arguments, scenario)
-    progress = Progress(wanted=arguments.progress)
-    try:
+    with Progress(wanted=arguments.progress) as progress:
         return tune.tune(
             scenario,
             goals,
@@ -150,8 +149,6 @@ def _tune(arguments: argparse.Namespace) -> Tuned:
             margin=None if arguments.margin is None else arguments.margin / 100,
             progress=progress,
         )
-    finally:
-        progress.done()
 
 
 def _today(arguments: argparse.Namespace, scenario: Scenario) -> Settings | None:

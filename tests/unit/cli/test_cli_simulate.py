@@ -195,11 +195,10 @@ def test_it_needs_neither_airflow_nor_a_database_nor_plots(mine):
 
 def test_progress_is_told_on_standard_error_of_long_runs_only(capsys):
     now = 0.0
-    progress = Progress(wanted=True, clock=lambda: now)
-    for step in range(1, 101):
-        now = step / 10
-        progress(step / 100)
-    progress.done()
+    with Progress(wanted=True, clock=lambda: now) as progress:
+        for step in range(1, 101):
+            now = step / 10
+            progress(step / 100)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(" 20% in 2.0s, about 8.0s to go")
     assert lines[-1].startswith("100%")
