@@ -38,10 +38,10 @@ class Rules:
     slot_quotas: Mapping[ServiceClass, Quota] = attrs.field(factory=dict)
     pool_quotas: Mapping[tuple[str, ServiceClass], Quota] = attrs.field(factory=dict)
 
-    def quota(self, level, scope, service_class):
+    def quotas(self, level, scope):
         if level is Level.SCHEDULER:
-            return self.slot_quotas.get(service_class, NO_QUOTA)
-        return self.pool_quotas.get((scope, service_class), NO_QUOTA)
+            return self.slot_quotas
+        return {cls: quota for (pool, cls), quota in self.pool_quotas.items() if pool == scope}
 
     def weight(self, level, scope, service_class):
         return self.weights[service_class]

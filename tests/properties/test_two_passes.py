@@ -87,6 +87,44 @@ def test_what_airflow_started_is_granted_in_full_and_nothing_else_of_the_tasks(c
         assert pool.open_slots is None or used <= max(0, pool.open_slots)
 
 
+@given(cases(), st.data())
+@settings(max_examples=200)
+def test_a_first_pass_that_is_to_be_followed_by_another_only_leaves_out_what_it_would_have_changed(
+    case, data
+):
+    plain, asking = case.snapshot, attrs.evolve(case.snapshot, asks=True)
+    first, offer = decide(plain, case.rules), decide(asking, case.rules)
+    if not first.task_slots:
+        assert offer == first
+        return
+    assert offer == attrs.evolve(first, flows={})
+    answer = data.draw(answers(plain, first))
+    assert decide(attrs.evolve(asking, answer=answer), case.rules) == decide(
+        attrs.evolve(plain, answer=answer), case.rules
+    )
+
+
+@given(cases(), st.data())
+@settings(max_examples=200)
+def test_candidates_that_a_pool_has_no_slot_for_need_not_be_shown(case, data):
+    """But one of them, if all are one slot wide and their executors have room."""
+    snapshot = attrs.evolve(case.snapshot, executor_slots={})
+    shown = []
+    for backlog in snapshot.backlogs:
+        pool = snapshot.pools.get(backlog.pool)
+        most = None if pool is None or pool.open_slots is None else max(0, pool.open_slots) + 1
+        short = backlog.candidates if backlog.widest > 1 else backlog.candidates[:most]
+        shown.append(attrs.evolve(backlog, candidates=short))
+    short = attrs.evolve(snapshot, backlogs=shown)
+    first = decide(snapshot, case.rules)
+    assert decide(short, case.rules) == first
+    if first.task_slots:
+        answer = data.draw(answers(snapshot, first))
+        assert decide(attrs.evolve(short, answer=answer), case.rules) == decide(
+            attrs.evolve(snapshot, answer=answer), case.rules
+        )
+
+
 def test_what_tasks_could_not_use_goes_to_callbacks():
     snapshot = contested()
     assert decide(snapshot, Rules(weights={DEADLINE: 1, TASK: 1})).task_slots == 4

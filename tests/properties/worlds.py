@@ -182,10 +182,9 @@ class _Limited:
     def __getattr__(self, name: str) -> object:
         return getattr(self.settings, name)
 
-    def quota(self, level, scope, service_class):
-        if level is self.level and service_class in self.stopped:
-            return Quota(limit_slots=0)
-        return self.settings.quota(level, scope, service_class)
+    def quotas(self, level, scope):
+        stopped = self.stopped if level is self.level else ()
+        return {**self.settings.quotas(level, scope), **dict.fromkeys(stopped, Quota(limit_slots=0))}
 
 
 def worst_unfairness(scenario: Starts, decider: Decider = decide) -> Fraction:

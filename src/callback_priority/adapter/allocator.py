@@ -157,7 +157,7 @@ class SlotAllocator:
         connection = session.connection()
         try:
             with savepoint(connection, "callback_priority_plan", reads_first=True):
-                turn = self._plan(session, pools)
+                turn = self._plan(session, pools, asks=self.active and selection.max_tis > 0)
         except TransactionLostError:
             raise
         except Exception as error:
@@ -205,7 +205,7 @@ class SlotAllocator:
         self.turn = turn
         return turn.task_instances
 
-    def _plan(self, session: Session, pools: Mapping[str, Any]) -> Turn:
+    def _plan(self, session: Session, pools: Mapping[str, Any], *, asks: bool) -> Turn:
         """Read, settle and decide; writes nothing."""
         connection = session.connection()
         now, monotonic_us = self.utcnow(), self.in_flight.now_us()
@@ -227,6 +227,7 @@ class SlotAllocator:
             batch_size=self.settings.callback_batch_size,
             # In shadow mode none expires.
             alive_since=self.settings.alive_since(now) if self.active else {},
+            asks=asks,
         )
         planned = snapshot_of(session, plan, self.router)
         if planned.outlived:

@@ -51,6 +51,7 @@ class PlanInput:
         pairs: Which classes wait in which pools.
         batch_size: The most callbacks that share a run.
         alive_since: Of the classes whose callbacks have a time to live, when the oldest began to wait that still may run.
+        asks: Whether Airflow's selection is sure to be asked if tasks are offered slots.
     """
 
     epoch_us: int
@@ -62,6 +63,7 @@ class PlanInput:
     pairs: Sequence[Pair]
     batch_size: int = 1
     alive_since: Mapping[ServiceClass, datetime] = attrs.field(factory=dict)
+    asks: bool = False
 
     def may_run(self, head: Head) -> bool:
         """Whether a callback's time to live has not passed."""
@@ -249,6 +251,7 @@ def snapshot_of(session: Session, plan: PlanInput, router: Router) -> Planned:
         held=plan.occupancy.held,
         executor_slots=plan.occupancy.free,
         flows=plan.flows,
+        asks=plan.asks,
     )
     return Planned(snapshot=snapshot, aside=aside, never=fetched.never, outlived=fetched.outlived)
 

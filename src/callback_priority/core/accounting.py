@@ -140,7 +140,7 @@ def settle(
     weight_of = entitlements.weight
     times: Mapping[Scope, int] | None = None
     changed: dict[FlowKey, FlowState] = {}
-    for key in sorted(amounts.keys() | holds.keys()):
+    for key in (*amounts, *[key for key in holds if key not in amounts]):
         state = flows.get(key)
         if state is None or state.weight != weight_of(*key):
             # No other flow has a use for the clocks, and to find them means to look at every flow there is.

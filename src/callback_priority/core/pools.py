@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceClass
+from callback_priority.core.classes import FlowKey, Level, ServiceClass
 from callback_priority.core.fair_queue import NO_CEILING, FairQueue
 from callback_priority.core.flows import FlowState
 from callback_priority.core.lines import UNLIMITED, Line, Terms, served
@@ -97,12 +97,9 @@ class PoolPass:
             line.reason = reason
 
     def _read_quotas(self, slots: PoolSlots) -> None:
-        quota_of, pool = self._terms.entitlements.quota, self._pool
+        pool = self._pool
         limits: dict[ServiceClass, int] = {}
-        for cls in CLASS_ORDER:
-            quota = quota_of(_POOL, pool, cls)
-            if quota is NO_QUOTA:
-                continue
+        for cls, quota in self._terms.entitlements.quotas(_POOL, pool).items():
             held = slots.held.get(cls, 0)
             if quota.reserve_slots > held:
                 self._reserved[cls] = quota.reserve_slots - held
@@ -115,12 +112,6 @@ class PoolPass:
             for line in self.lines:
                 line.unmet = self._reserved.get(line.service_class, 0)
                 line.limit_left = limits.get(line.service_class, UNLIMITED)
-
-    def _tasks(self) -> Line | None:
-        for line in self.lines:
-            if line.service_class is _TASK:
-                return line
-        return None
 
     def _admit_within_limits(self) -> None:
         """Admit everything but what exceeds a limit: the pool has room for whatever is granted."""
@@ -236,10 +227,13 @@ class PoolPass:
 
     # Afterwards -------------------------------------------------------------------------------------------
 
-    def task_slots(self) -> int:
-        """The pool slots that task instances may use."""
-        line = self._tasks()
-        if line is None or not line.allowed or self._slots is None:
+    def task_slots(self, line: Line) -> int:
+        """The pool slots that task instances may use.
+
+        Args:
+            line: Those that wait, one of `lines`, of which some are allowed.
+        """
+        if self._slots is None:
             return 0
         if line.contested:
             if line.position == line.granted == line.allowed:
@@ -334,7 +328,7 @@ def widest(terms: Terms, service_class: ServiceClass, pool: str) -> int:
     slots = terms.snapshot.pools.get(pool)
     if slots is None or slots.total_slots is None:
         return UNLIMITED
-    quotas = {cls: terms.entitlements.quota(_POOL, pool, cls) for cls in CLASS_ORDER}
+    quotas = terms.entitlements.quotas(_POOL, pool)
     others = sum(quota.reserve_slots for cls, quota in quotas.items() if cls is not service_class)
-    limit = quotas[service_class].limit_slots
+    limit = quotas.get(service_class, NO_QUOTA).limit_slots
     return min(slots.total_slots - others, UNLIMITED if limit is None else limit)

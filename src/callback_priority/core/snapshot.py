@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import attrs
@@ -44,8 +45,8 @@ class Entitlements(Protocol):
     def initial_estimate(self) -> SlotMicros:
         """A class's hold before any was seen."""
 
-    def quota(self, level: Level, scope: str, service_class: ServiceClass) -> Quota:
-        """Reserve and limit of a class in a scope."""
+    def quotas(self, level: Level, scope: str) -> Mapping[ServiceClass, Quota]:
+        """Reserves and limits of the classes that have any in a scope."""
 
     def weight(self, level: Level, scope: str, service_class: ServiceClass) -> Milliweight:
         """Weight of a class in a scope."""
@@ -77,12 +78,18 @@ class Backlog:
     Args:
         service_class: The class.
         pool: The pool they draw on.
-        candidates: The first of them: as many as there are free slots, and one more.
+        candidates: The first of them: as many as there are free slots, and one more. Where all are one slot wide, as many
+            as the pool has open slots, and one more, are enough.
     """
 
     service_class: ServiceClass
     pool: str
     candidates: Sequence[Candidate]
+
+    @cached_property
+    def widest(self) -> int:
+        """The width of the widest of them; 1 if there are none. O(candidates), once."""
+        return max([candidate.width for candidate in self.candidates], default=1)
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -129,6 +136,7 @@ class Snapshot:
         backlogs: What waits, at most one for each class and pool.
         executor_slots: Free slots of the executors that candidates name.
         flows: The flows as the last pass left them; what is missing starts at the clock.
+        asks: Whether a second pass is sure to come if this one offers slots to tasks.
         answer: In the second of two passes, what Airflow's selection did with the tasks' slots.
     """
 
@@ -139,6 +147,7 @@ class Snapshot:
     held: Mapping[ServiceClass, int] = attrs.field(factory=dict)
     executor_slots: Mapping[str, int] = attrs.field(factory=dict)
     flows: Mapping[FlowKey, FlowState] = attrs.field(factory=dict)
+    asks: bool = False
     answer: TaskAnswer | None = None
 
 
@@ -199,7 +208,7 @@ class Decision:
         task_pool_slots: By pool, the pool slots that task instances may use; zero elsewhere.
         refusals: One for the head of each backlog that has a candidate left, and one for each candidate
             that was passed over on its own account (`Reason.EXECUTOR_FULL`, `Reason.NEVER_FITS`).
-        flows: The flows that changed.
+        flows: The flows that changed; none in the first of two passes, since it changes nothing.
         unused_slots: Free slots that nobody was granted, without those kept for tasks.
     """
 

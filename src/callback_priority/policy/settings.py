@@ -39,6 +39,8 @@ EVERY_OTHER_POOL: Final = "*"
 INHERIT: Final = "inherit"
 """In ``callback_pool``: the pool of the task that the callback belongs to."""
 
+_NO_QUOTAS: Final[Mapping[ServiceClass, Quota]] = MappingProxyType({})
+
 _ONE: Final = Milliweight(MILLI)
 _MOST_DOUBLINGS: Final = 64
 # Members by themselves: up to Python 3.11, finding one in its enumeration is a call, and these are asked in each pass.
@@ -313,16 +315,30 @@ class Settings:
             scope: The pool's name; not looked at for the scheduler.
             service_class: Whose.
         """
+        return self.quotas(level, scope).get(service_class, NO_QUOTA)
+
+    def quotas(self, level: Level, scope: str) -> Mapping[ServiceClass, Quota]:
+        """The `quota` of each class that has one in a scope.
+
+        Args:
+            level: Pool or scheduler.
+            scope: The pool's name; not looked at for the scheduler.
+        """
         if level is _SCHEDULER:
-            return self.slot_quotas.get(service_class, NO_QUOTA)
+            return self.slot_quotas
         if not self.pool_quotas:
-            return NO_QUOTA
-        share = self._share(scope, service_class)
-        if share is None:
-            return NO_QUOTA
-        if share.quota.reserve_slots and not self.draws_on(service_class, scope):
-            return Quota(limit_slots=share.quota.limit_slots)
-        return share.quota
+            return _NO_QUOTAS
+        found = {}
+        for cls in CLASS_ORDER:
+            share = self._share(scope, cls)
+            if share is None:
+                continue
+            quota = share.quota
+            if quota.reserve_slots and not self.draws_on(cls, scope):
+                quota = Quota(limit_slots=quota.limit_slots)
+            if quota != NO_QUOTA:
+                found[cls] = quota
+        return found
 
     def weight(self, level: Level, scope: str, service_class: ServiceClass) -> Milliweight:
         """The class's weight in a scope: the pool's own where it has one, else the class's."""

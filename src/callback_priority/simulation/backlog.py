@@ -101,13 +101,17 @@ class Line:
     Args:
         service_class: The class.
         pool: The pool.
+        number: Its number among all lines.
+        place: The place of its class among those that take part.
     """
 
-    __slots__ = ("_endless", "_entries", "_first", "_wide", "pool", "service_class")
+    __slots__ = ("_endless", "_entries", "_first", "_wide", "number", "place", "pool", "service_class")
 
-    def __init__(self, service_class: ServiceClass, pool: str) -> None:
+    def __init__(self, service_class: ServiceClass, pool: str, *, number: int = 0, place: int = 0) -> None:
         self.service_class = service_class
         self.pool = pool
+        self.number = number
+        self.place = place
         self._entries: list[Waiting] | SortedList[Waiting] = []
         self._first = 0
         self._wide = False
@@ -149,9 +153,17 @@ class Line:
             self._entries.add(entry)
             self._first = 0
 
-    def candidates(self, most: int) -> Sequence[Candidate]:
-        """The first of it, as the slot loop is shown them."""
-        first = self._first
+    def candidates(self, free_slots: int, open_slots: int | None) -> Sequence[Candidate]:
+        """The first of it, as the slot loop is shown them.
+
+        Args:
+            free_slots: The scheduler's.
+            open_slots: The pool's; ``None`` for a pool without end.
+        """
+        first, most = self._first, free_slots + 1
+        if open_slots is not None and open_slots < free_slots and not self._wide:
+            # Each takes a slot of the pool. Of wide ones, some may be passed over.
+            most = open_slots + 1 if open_slots > 0 else 1
         if self.service_class is not _TASK:
             return [entry.candidate for entry in self._entries[first : first + most]]
         if not self._wide:

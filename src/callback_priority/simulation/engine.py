@@ -12,10 +12,11 @@ What it leaves out: Airflow's limits on active tasks and Dag runs, executors of 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from heapq import heappop, heappush, heapreplace
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import attrs
@@ -50,6 +51,7 @@ _NEVER: Final = 1 << 62
 # A named tuple, made in a third of the time: there are two for each workload.
 _make: Final = tuple.__new__
 _NOTHING: Final = Settlement(amounts={}, holds={})
+_number_of: Final = attrgetter("number")
 
 Decider = Callable[[Snapshot, Entitlements], Decision]
 """What decides a pass: the production slot loop, or something to compare it with."""
@@ -183,8 +185,6 @@ class Simulation:
         self._lines: dict[tuple[ServiceClass, str], Line] = {}
         self._task_lines: dict[str, Line] = {}
         self._wanting: list[Line] = []
-        self._wanting_changed = False
-        self._left_waiting = 0
         self._total = dict(scenario.pools)
         self._open = {pool: total for pool, total in scenario.pools.items() if total is not None}
         self._held_of: dict[str, dict[ServiceClass, int]] = {
@@ -205,6 +205,7 @@ class Simulation:
         ]
         self._are_several = scenario.schedulers > 1
         self._dag_of: list[int] = []
+        self._line_of: list[Line] = []
         self.dags = 0
         self._coming: list[tuple[int, int, Arriving]] = []
         self._arrivals = [stream.arriving(seed) for stream in scenario.streams]
@@ -212,12 +213,14 @@ class Simulation:
             self._dag_of.append(self.dags)
             self.dags += stream.dags
             line = self._line(stream.service_class, stream.pool)
+            self._line_of.append(line)
             if stream.endless:
                 holds = (each.hold for each in self._arrivals[at])
+                if not line.is_waiting:
+                    self._wanting.append(line)
                 line.never_ends(stream, holds, self._dag_of[at])
             elif (first := next(self._arrivals[at], None)) is not None and first.at < self._until:
                 heappush(self._coming, (first.at, at, first))
-        self._find_wanting()
         self._events: list[tuple[int, int, Crash | Settings | tuple[_Running, ...]]] = []
         for each in scenario.crashes:
             self._schedule(seconds_to_micros(each.at_seconds), each)
@@ -299,7 +302,8 @@ class Simulation:
     def _line(self, service_class: ServiceClass, pool: str) -> Line:
         key = (service_class, pool)
         if key not in self._lines:
-            line = self._lines[key] = Line(service_class, pool)
+            place = self.meter.place[service_class]
+            line = self._lines[key] = Line(service_class, pool, number=len(self._lines), place=place)
             if service_class is _TASK:
                 self._task_lines[pool] = line
         return self._lines[key]
@@ -308,7 +312,7 @@ class Simulation:
         coming = self._coming
         if not coming or coming[0][0] > now:
             return False
-        streams = self._scenario.streams
+        streams, arrived = self._scenario.streams, self.meter.arrived
         while coming and coming[0][0] <= now:
             at, number, arriving = coming[0]
             then = next(self._arrivals[number], None)
@@ -317,18 +321,16 @@ class Simulation:
             else:
                 heappop(coming)
             stream = streams[number]
-            cls = stream.service_class
-            self.meter.arrived[self.meter.place[cls]] += 1
+            line = self._line_of[number]
+            arrived[line.place] += 1
             dag = self._dag_of[number] + arriving.dag
             priority = stream.priority if arriving.priority is None else arriving.priority
-            self._wait(at, cls, stream.pool, dag, at, arriving.hold, stream.width, priority)
+            self._wait(at, line, dag, at, arriving.hold, stream.width, priority)
         return True
 
-    def _wait(
-        self, now: int, cls: ServiceClass, pool: str, dag: int, at: int, hold: int, width: int, priority: int
-    ) -> None:
+    def _wait(self, now: int, line: Line, dag: int, at: int, hold: int, width: int, priority: int) -> None:
         self._number += 1
-        number = self._number
+        number, cls = self._number, line.service_class
         if cls is _TASK:
             rank = task_rank(at, priority)
             candidate = _NO_ONE
@@ -336,21 +338,11 @@ class Simulation:
             rank = self._turns.rank(dag, priority, at)
             candidate = Candidate(id=number, rank=rank)
         entry = _make(Waiting, (rank, number, at, hold, dag, width, priority, candidate))
-        line = self._lines[cls, pool]
         if not line.is_waiting:
-            self._wanting_changed = True
+            insort(self._wanting, line, key=_number_of)
         line.add(entry)
         if self._watch is not None:
-            self._watch.waits(now, cls, pool, entry)
-
-    def _find_wanting(self) -> None:
-        """Find the lines in which something waits, and the classes; needed after one has filled or emptied."""
-        self._wanting_changed = False
-        self._wanting = [line for line in self._lines.values() if line.is_waiting]
-        waiting, place = 0, self.meter.place
-        for line in self._wanting:
-            waiting |= 1 << place[line.service_class]
-        self._left_waiting = waiting
+            self._watch.waits(now, cls, line.pool, entry)
 
     def _wake(self, now: int) -> None:
         """The next loop of each scheduler can change something again; those that it left out are over."""
@@ -369,8 +361,6 @@ class Simulation:
         self.meter.advance(now)
         arrived = self._arrive(now)
         released = self._release(replica, now)
-        if self._wanting_changed:
-            self._find_wanting()
         free = replica.slots - len(replica.running)
         granted = 0
         if free > 0 and self._wanting:
@@ -378,12 +368,13 @@ class Simulation:
         elif released:
             # What ended, ended now: settled with the next grant, as the holds that they were.
             replica.ledger.collect(now)
-        if self._wanting_changed:
-            self._find_wanting()
         if self._are_several and (arrived or released or granted):
             self._wake(now)
-        if self._left_waiting != self.meter.waiting:
-            self.meter.leave_waiting(self._left_waiting)
+        waiting = 0
+        for line in self._wanting:
+            waiting |= 1 << line.place
+        if waiting != self.meter.waiting:
+            self.meter.leave_waiting(waiting)
         # With no slot left, or nothing waiting, a loop grants nothing before something ends or arrives.
         return 0 < granted < free and bool(self._wanting)
 
@@ -414,18 +405,24 @@ class Simulation:
         flows = replica.flows
         if settlement.amounts or settlement.holds:
             flows.update(settle(flows, settlement, self._settings, now))
-        most = free + 1
         pools: dict[str, PoolSlots] = {}
         backlogs = []
         for line in self._wanting:
             pool = line.pool
-            if pool not in pools:
-                pools[pool] = self._pool(pool)
-            backlogs.append(
-                Backlog(service_class=line.service_class, pool=pool, candidates=line.candidates(most))
-            )
+            if pool in pools:
+                slots = pools[pool]
+            else:
+                slots = pools[pool] = self._pool(pool)
+            candidates = line.candidates(free, slots.open_slots)
+            backlogs.append(Backlog(service_class=line.service_class, pool=pool, candidates=candidates))
         snapshot = Snapshot(
-            now=now, free_slots=free, held=replica.held, pools=pools, backlogs=backlogs, flows=flows
+            now=now,
+            free_slots=free,
+            held=replica.held,
+            pools=pools,
+            backlogs=backlogs,
+            flows=flows,
+            asks=True,
         )
         decide = self._treatment.decide
         decision = decide(snapshot, self._settings)
@@ -451,6 +448,8 @@ class Simulation:
                 self._start(replica, line, entry, now, charges[cls])
                 started += 1
         flows.update(decision.flows)
+        if started:
+            self._wanting = [line for line in self._wanting if line.is_waiting]
         if self._watch is not None:
             self._watch.decided(now, replica.number, snapshot, decision)
         return started
@@ -468,16 +467,13 @@ class Simulation:
 
     def _start(self, replica: _Replica, line: Line, entry: Waiting, now: int, charge: SlotMicros) -> None:
         cls, pool = line.service_class, line.pool
-        number = entry.number
-        place = self.meter.place[cls]
+        number, place = entry.number, line.place
         if number < 0:
             self._number += 1
             number = self._number
             self.meter.grant_endless(place)
         else:
             self.meter.granted(place, entry.at, now, entry.dag)
-            if not line.is_waiting:
-                self._wanting_changed = True
         replica.ledger.grant(
             number,
             service_class=cls,
@@ -557,7 +553,8 @@ class Simulation:
             replica.held[cls] += 1
             self._leave(replica, each, at)
             entry = each.entry
-            self._wait(at, cls, each.pool, entry.dag, entry.at, entry.hold, entry.width, entry.priority)
+            line = self._lines[cls, each.pool]
+            self._wait(at, line, entry.dag, entry.at, entry.hold, entry.width, entry.priority)
         replica.ledger.collect(at)
 
     def _living(self, at: int) -> _Replica | None:

@@ -14,6 +14,7 @@ import attrs
 
 from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, Level, ServiceClass
 from callback_priority.core.policies import Policy
+from callback_priority.core.quotas import NO_QUOTA
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Backlog, Candidate, Decision, Entitlements, Grant, Snapshot
 from callback_priority.policy.settings import Settings
@@ -163,15 +164,15 @@ class _Left:
         free: int | None,
         held: Mapping[ServiceClass, int],
     ) -> bool:
-        quota_of = self._entitlements.quota
-        limit = quota_of(level, scope, service_class).limit_slots
+        quotas = self._entitlements.quotas(level, scope)
+        limit = quotas.get(service_class, NO_QUOTA).limit_slots
         if limit is not None and held.get(service_class, 0) + width > limit:
             return False
         if free is None:
             return True
         kept_for_others = sum(
-            max(0, quota_of(level, scope, cls).reserve_slots - held.get(cls, 0))
-            for cls in CLASS_ORDER
+            max(0, quota.reserve_slots - held.get(cls, 0))
+            for cls, quota in quotas.items()
             if cls is not service_class
         )
         return width <= free - kept_for_others
