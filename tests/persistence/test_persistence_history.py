@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateTable
 
 from callback_priority.core.classes import SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
 from callback_priority.core.journal import Entry, Movement
-from callback_priority.persistence import history, journal
+from callback_priority.persistence import deployment, history, journal
 from callback_priority.persistence.airflow_tables import job_table
 from callback_priority.persistence.tables import ItemState, UtcDateTime, flow_table, item_table, unit_table
 from tests.persistence.conftest import callback
@@ -159,11 +159,15 @@ def test_tries_that_are_over_are_told_once(past: Connection, now: datetime) -> N
     ]
 
 
+def keep_tries_together(conn: Connection) -> None:
+    conn.exec_driver_sql("DROP TABLE task_instance")
+    conn.exec_driver_sql("DROP TABLE task_instance_history")
+    conn.exec_driver_sql(str(CreateTable(all_tries).compile(dialect=conn.dialect)))
+
+
 def test_tries_in_one_table_are_told_once(past: Connection, now: datetime) -> None:
     """As Airflow 3.4 keeps them: a try that is over is out of the working set, and its successor has its times at first."""
-    past.exec_driver_sql("DROP TABLE task_instance")
-    past.exec_driver_sql("DROP TABLE task_instance_history")
-    past.exec_driver_sql(str(CreateTable(all_tries).compile(dialect=past.dialect)))
+    keep_tries_together(past)
 
     def row(*times: float | None, works: bool = False, region: str = "", **more) -> dict[str, object]:
         found = ran(now, *times, **more)
@@ -189,6 +193,30 @@ def test_tries_in_one_table_are_told_once(past: Connection, now: datetime) -> No
         ("u", timedelta(seconds=30), 4),
     ]
     assert history.span(past) == (now - timedelta(seconds=9), now + timedelta(seconds=11))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_tries_that_were_put_aside_want_and_hold_nothing(
+    past: Connection, now: datetime, *, together: bool
+) -> None:
+    """Airflow 3.4 leaves the state that they had."""
+    rows = [ran(now, 10, None, None, state="scheduled"), ran(now, 20, None, None, state="scheduled")]
+    rows.append(ran(now, 1, 2, None, state="queued", pool_slots=3))
+    table = task_instance
+    if together:
+        keep_tries_together(past)
+        table = all_tries
+        aside = [ran(now, 1, None, None, state="scheduled"), ran(now, 1, 2, None, state="running")]
+        for each in [*rows, *aside]:
+            del each["map_index"]
+        rows = [
+            *({**each, "working_set": True} for each in rows),
+            *({**each, "working_set": None} for each in aside),
+        ]
+    past.execute(insert(table), rows)
+    (load,) = deployment.task_loads(past)
+    assert (load.waiting, load.oldest_scheduled_at) == (2, now + timedelta(seconds=10))
+    assert (load.held, load.held_pool_slots) == (1, 3)
 
 
 def test_what_decides_between_equal_priorities_comes_along(past: Connection, now: datetime) -> None:

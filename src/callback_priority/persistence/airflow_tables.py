@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Boolean, Integer, String, TableClause, Text, Uuid, column, table
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Integer,
+    String,
+    TableClause,
+    Text,
+    Uuid,
+    column,
+    literal_column,
+    select,
+    table,
+)
 
 from callback_priority.persistence.tables import UtcDateTime
 
@@ -24,6 +36,7 @@ __all__ = [
     "dag_run_table",
     "dag_table",
     "job_table",
+    "keeps_tries_together",
     "pool_table",
     "task_instance_history_table",
     "task_instance_table",
@@ -109,5 +122,12 @@ def _of_task_instances(name: str) -> TableClause:
 task_instance_table = _of_task_instances("task_instance")
 
 task_instance_history_table = _of_task_instances("task_instance_history")
+
+
+def keeps_tries_together(conn: Connection) -> bool:
+    """Whether tries that are over are in the table of the task instances, as Airflow 3.4 has them; one statement."""
+    names = conn.execute(select(literal_column("*")).select_from(task_instance_table).limit(0)).keys()
+    return "working_set" in names
+
 
 trigger_table = table("trigger", column("id", Integer()), column("triggerer_id", Integer()))

@@ -21,6 +21,7 @@ from callback_priority.persistence.airflow_tables import (
     callback_table,
     dag_table,
     job_table,
+    keeps_tries_together,
     pool_table,
     task_instance_table,
 )
@@ -229,12 +230,13 @@ def pending_without_item(conn: Connection) -> Strays:
 
 
 def task_loads(conn: Connection) -> list[TaskLoad]:
-    """What task instances want and hold, by pool, in one statement.
+    """What task instances want and hold, by pool, in two statements.
 
     Complexity: reads the task instances that are scheduled, queued or running, by Airflow's index on the state.
     """
     loads: dict[str, TaskLoad] = {}
-    for row in conn.execute(_TASKS):
+    tasks = _TASKS.where(_TASK.working_set.is_(True)) if keeps_tries_together(conn) else _TASKS
+    for row in conn.execute(tasks):
         known = loads.get(row.pool, TaskLoad(pool=row.pool))
         if row.state == TASK_WAITS:
             known = attrs.evolve(known, waiting=row.instances, oldest_scheduled_at=row.oldest)

@@ -28,7 +28,6 @@ from sqlalchemy import (
     and_,
     exists,
     func,
-    literal_column,
     or_,
     select,
     text,
@@ -46,6 +45,7 @@ from callback_priority.persistence.airflow_tables import (
     callback_table,
     dag_run_table,
     job_table,
+    keeps_tries_together,
     task_instance_history_table,
     task_instance_table,
 )
@@ -271,10 +271,9 @@ class _Tries:
 
 def _tries(conn: Connection) -> tuple[_Tries, _Tries]:
     """Where task instances are as they stand now, and where their tries that are over."""
-    names = conn.execute(select(literal_column("*")).select_from(task_instance_table).limit(0)).keys()
     identity = ("dag_id", "run_id", "task_id")
     now = task_instance_table
-    if "working_set" not in names:
+    if not keeps_tries_together(conn):
         old = (*identity, "map_index")
         return (
             _Tries(rows=now, chosen=true(), identity=old),
