@@ -15,7 +15,7 @@ from callback_priority.core.quotas import Quota
 from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Decision
 from callback_priority.core.units import MILLI
-from callback_priority.policy.settings import Settings
+from callback_priority.policy.settings import PoolShare, Settings
 from callback_priority.simulation.arrivals import Regular, Storms
 from callback_priority.simulation.engine import Treatment
 from callback_priority.simulation.holds import Fixed
@@ -83,6 +83,16 @@ def test_new_weights_starve_nobody():
     streams = flood(DEADLINE, hold=2.0), flood(TASK, hold=10.0)
     later = Settings(weights={TASK: 10 * MILLI}, initial_hold_seconds=4.0)
     assert judge(FAIR, case(*streams, changes=((60.0, later),))) is None
+
+
+def test_a_limit_that_is_raised_starves_nobody():
+    """What a limit has kept from tasks is not owed to them."""
+    limited = Settings(
+        pool_quotas={"default_pool": {TASK: PoolShare(quota=Quota(limit_slots=1))}}, initial_hold_seconds=2.0
+    )
+    changes = ((10.0, Settings(initial_hold_seconds=2.0)),)
+    streams = flood(DEADLINE, hold=2.0), flood(TASK, hold=2.0)
+    assert judge(FAIR, case(*streams, settings=limited, changes=changes, slots=3, seconds=60.0)) is None
 
 
 def test_what_failed_tasks_are_paid_back_starves_nobody():

@@ -67,6 +67,16 @@ def test_tasks_keep_their_turn_where_those_of_another_pool_took_all_that_was_off
         assert second.flows[scheduler_key(TASK)].eligible is wait
 
 
+def test_tasks_that_fill_their_limit_in_a_pool_save_up_no_turns():
+    """Else, when the limit goes, they take every slot until they have caught up with what it kept from them."""
+    limited = attrs.evolve(EQUAL, pool_quotas={(POOL, TASK): Quota(limit_slots=1)})
+    second = decide(answered(contested(3), 1, waiting=True), limited)
+    assert not second.flows[scheduler_key(TASK)].eligible
+    wider = attrs.evolve(EQUAL, pool_quotas={(POOL, TASK): Quota(limit_slots=2)})
+    second = decide(answered(contested(3), 1, waiting=True), wider)
+    assert second.flows[scheduler_key(TASK)].eligible
+
+
 @given(cases(), st.data())
 @settings(max_examples=200)
 def test_what_airflow_started_is_granted_in_full_and_nothing_else_of_the_tasks(case, data):

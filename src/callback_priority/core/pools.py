@@ -121,12 +121,14 @@ class PoolPass:
                 line.allowed = max(0, min(left, line.startable))
                 line.reason = Reason.POOL_LIMIT if line.allowed < line.startable else None
                 continue
-            for candidate in line.candidates[: line.startable]:
+            # One more than can start: what the limit stops waits for no turn, whether Airflow came to it or not.
+            for candidate in line.candidates[: line.startable + 1]:
                 left -= candidate.width
                 if left < 0:
                     line.reason = Reason.POOL_LIMIT
                     break
-                line.allowed += 1
+                if line.allowed < line.startable:
+                    line.allowed += 1
 
     def _contest(self) -> None:
         """Take up the flows of a contested pool."""
