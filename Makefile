@@ -72,7 +72,7 @@ soak: $(STAMP) ## An hour of overload beside an hour of stock: memory and tables
 tuning: $(STAMP) ## Tune generated scenarios and hold what is found against fresh seeds; "make tuning ARGUMENTS='--scenarios 3'" to try
 	$(BIN)/python -m tests.tuning $(ARGUMENTS)
 
-erlang: $(STAMP) ## Hold simulated waits against Erlang's formula at three loads; ten minutes; "make erlang ARGUMENTS='--jobs 4'"
+erlang: $(STAMP) ## Hold simulated waits against Erlang's formula at three loads; twenty minutes of one core; "make erlang ARGUMENTS='--jobs 4'"
 	$(BIN)/python -m tests.erlang $(ARGUMENTS)
 
 bench: $(STAMP) ## Run the benchmarks and print the ratios

@@ -1191,9 +1191,9 @@ def swept() -> None:
     """A scheduler's upkeep has been over the tables."""
     from airflow.utils.session import create_session
 
-    from callback_priority.adapter.routing import sink
+    from callback_priority.adapter import config
 
-    with scheduler(LoopExecutor(1), settings=sink.settings()) as run:
+    with scheduler(LoopExecutor(1), settings=config.settings()) as run:
         allocator = run(0)._callback_priority
         with create_session() as session:
             allocator.upkeep.run(session, datetime.now(timezone.utc))

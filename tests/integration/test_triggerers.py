@@ -30,16 +30,16 @@ def option(monkeypatch):
     """Sets options of the section."""
 
     def set_options(**options: str) -> None:
-        from callback_priority.adapter.routing import sink
+        from callback_priority.adapter import config
 
         for name, value in options.items():
             monkeypatch.setenv(f"AIRFLOW__CALLBACK_PRIORITY__{name.upper()}", value)
-        sink.settings.cache_clear()
+        config.settings.cache_clear()
 
     yield set_options
-    from callback_priority.adapter.routing import sink
+    from callback_priority.adapter import config
 
-    sink.settings.cache_clear()
+    config.settings.cache_clear()
 
 
 @pytest.fixture

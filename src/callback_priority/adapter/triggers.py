@@ -28,6 +28,8 @@ from sqlalchemy import Connection, or_, select, update
 
 from callback_priority import compat
 from callback_priority.adapter.config import raw_section
+from callback_priority.adapter.config import settings as settings_of_process
+from callback_priority.adapter.savepoints import savepoint
 from callback_priority.policy.settings import Mode, Settings
 
 if TYPE_CHECKING:
@@ -154,11 +156,7 @@ def _withheld(session: Session, ids: Collection[UUID]) -> Collection[UUID]:
     """Count what dead triggerers had as lost attempts; returns what must not be assigned again."""
     settings = None
     try:
-        # Not at the top: they need Airflow's models, and most triggerers never need them.
-        from callback_priority.adapter.routing import sink  # noqa: PLC0415
-        from callback_priority.adapter.savepoints import savepoint  # noqa: PLC0415
-
-        settings = sink.settings()
+        settings = settings_of_process()
         if settings is None or settings.mode is not Mode.ACTIVE:
             return ()
         connection = session.connection()

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, delete, insert, select, update
 
 from callback_priority.adapter import callbacks, metrics, triggers
-from callback_priority.adapter.routing import executors, sink
+from callback_priority.adapter.config import settings as settings_of_process
+from callback_priority.adapter.routing import executors
 from callback_priority.adapter.routing.units import Call, Occasion, executor_data
 from callback_priority.adapter.savepoints import savepoint
 from callback_priority.core.kinds import KINDS
@@ -146,7 +147,7 @@ def reroute_triggered(session: Session, now: datetime, limit: int) -> int:
         How many wait for a worker now.
     """
     connection = session.connection()
-    settings = sink.settings()
+    settings = settings_of_process()
     done: list[UUID] = []
     rerouted = 0
     for each in triggered.ended(connection, limit):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from callback_priority.adapter.routing.router import Router
 
-__all__ = ["install", "installed", "original", "router", "settings", "uninstall"]
+__all__ = ["install", "installed", "original", "router", "uninstall"]
 
 log = logging.getLogger(__name__)
 
