@@ -16,9 +16,9 @@ from callback_priority.core.slot_loop import decide
 from callback_priority.core.snapshot import Decision
 from callback_priority.core.units import MILLI
 from callback_priority.policy.settings import PoolShare, Settings
-from callback_priority.simulation.arrivals import Regular, Storms
+from callback_priority.simulation.arrivals import Poisson, Regular, Storms
 from callback_priority.simulation.engine import Treatment
-from callback_priority.simulation.holds import Fixed
+from callback_priority.simulation.holds import Exponential, Fixed
 from callback_priority.simulation.scenario import Crash, Scenario, Stream
 from callback_priority.testing import (
     Case,
@@ -77,6 +77,22 @@ def test_a_crash_starves_nobody():
     streams = flood(DEADLINE, hold=2.0), flood(TASK, hold=10.0)
     crashes = (Crash(at_seconds=20.0, scheduler=1, takeover_seconds=20.0),)
     assert judge(FAIR, case(*streams, schedulers=2, crashes=crashes)) is None
+
+
+def test_what_a_crash_took_along_waits_where_it_waited():
+    """Not behind what has come since, of its own Dag or another's."""
+    two_dags = Stream(
+        name="deadline 0",
+        service_class=DEADLINE,
+        holds=Exponential(mean_seconds=10.0),
+        arrivals=Poisson(rate_per_second=0.5),
+        dags=2,
+    )
+    crashes = (Crash(at_seconds=20.0, takeover_seconds=6.0),)
+    pools = {"default_pool": 2, "etl": 2}
+    others = flood(TASK_CALLBACK, hold=2.0, batch=30, pool="etl")
+    crashed = case(two_dags, others, slots=9, pools=pools, schedulers=2, crashes=crashes, seconds=60.0)
+    assert judge(FAIR, attrs.evolve(crashed, settings=Settings(), seed=1)) is None
 
 
 def test_new_weights_starve_nobody():

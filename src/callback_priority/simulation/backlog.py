@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from sortedcontainers import SortedList
 
 from callback_priority.core.classes import ServiceClass
-from callback_priority.core.ranking import next_turn_us, rank_us
+from callback_priority.core.ranking import head_start_us, next_turn_us, rank_us
 from callback_priority.core.snapshot import Candidate
 from callback_priority.core.units import MICROSECONDS
 from callback_priority.errors import InternalError
@@ -89,6 +89,13 @@ class Turns:
         last[0] = turn
         last[1] += 1
         return rank_us(turn, priority, self._aging) if priority else turn
+
+    def back(self, entry: Waiting) -> None:
+        """One waits again, at the rank that it had."""
+        last = self._last[entry.dag, entry.priority]
+        turn = entry.rank + head_start_us(entry.priority, self._aging)
+        last[0] = max(last[0], turn) if last[1] else turn
+        last[1] += 1
 
     def left(self, dag: int, priority: int) -> None:
         """One waits no more."""

@@ -337,12 +337,14 @@ class Simulation:
         else:
             rank = self._turns.rank(dag, priority, at)
             candidate = Candidate(id=number, rank=rank)
-        entry = _make(Waiting, (rank, number, at, hold, dag, width, priority, candidate))
+        self._add(now, line, _make(Waiting, (rank, number, at, hold, dag, width, priority, candidate)))
+
+    def _add(self, now: int, line: Line, entry: Waiting) -> None:
         if not line.is_waiting:
             insort(self._wanting, line, key=_number_of)
         line.add(entry)
         if self._watch is not None:
-            self._watch.waits(now, cls, line.pool, entry)
+            self._watch.waits(now, line.service_class, line.pool, entry)
 
     def _wake(self, now: int) -> None:
         """The next loop of each scheduler can change something again; those that it left out are over."""
@@ -536,7 +538,7 @@ class Simulation:
             self._schedule(at + seconds_to_micros(crash.takeover_seconds), tuple(lost))
 
     def _take_over(self, at: int, lost: tuple[_Running, ...]) -> None:
-        """The callbacks of a dead scheduler wait again, and what they held is settled by a living one."""
+        """The callbacks of a dead scheduler wait again as they did before, and what they held is settled by a living one."""
         replica = self._living(at) or self._replicas[0]
         for each in lost:
             cls = self.meter.classes[each.place]
@@ -552,9 +554,8 @@ class Simulation:
             replica.ledger.release(each.number)
             replica.held[cls] += 1
             self._leave(replica, each, at)
-            entry = each.entry
-            line = self._lines[cls, each.pool]
-            self._wait(at, line, entry.dag, entry.at, entry.hold, entry.width, entry.priority)
+            self._turns.back(each.entry)
+            self._add(at, self._lines[cls, each.pool], each.entry)
         replica.ledger.collect(at)
 
     def _living(self, at: int) -> _Replica | None:

@@ -25,7 +25,8 @@ ever fit is left waiting by each loop from a moment on.
 `Promise.ORDER`
     Within a class and a pool, a callback goes before another only if its *turn* may come first: the n-th of its Dag in a row counts as
     having come no sooner than n turn lengths after the first of that row, and each doubling of ``1 + priority`` is worth one
-    period of aging. So no Dag waits behind another's backlog, and no priority waits for ever.
+    period of aging. So no Dag waits behind another's backlog, and no priority waits for ever. One that waits again, since its
+    scheduler died, has the turn that it had.
     Of task instances, Airflow chooses.
 
 A crash loses what its scheduler knew of its holds, so that they may be charged a second time: K counts that
@@ -158,6 +159,39 @@ class _Both:
             each.happened(now, what)
 
 
+@attrs.define
+class _Row:
+    """The callbacks of one Dag and priority that wait without a break.
+
+    Args:
+        waiting: How many wait.
+        came: How many came without a break, to count the turns of the next ones by.
+        earliest: When the turn of the first of those may come at the earliest.
+        latest: And at the latest.
+    """
+
+    waiting: int = 0
+    came: int = 0
+    earliest: float = 0.0
+    latest: float = 0.0
+
+    def next(self, at: int, turn_length: float) -> tuple[float, float]:
+        """One comes: when its turn may come, at the earliest and at the latest."""
+        if not self.waiting:
+            self.came, self.earliest, self.latest = 0, at, at
+        length = self.came * turn_length
+        self.waiting += 1
+        self.came += 1
+        return max(at, self.earliest + length), max(at, self.latest) + length
+
+    def goes_on(self, earliest: float, latest: float) -> None:
+        """One waits again, whose turn may come between these."""
+        if not self.waiting:
+            self.came, self.earliest, self.latest = 1, earliest, latest
+        self.latest = max(self.latest, latest)
+        self.waiting += 1
+
+
 class _Lines:
     """What waits, by class and pool, and when the turn of each callback may come."""
 
@@ -166,7 +200,7 @@ class _Lines:
         self.endless: dict[tuple[ServiceClass, str], int] = {}
         self._turn_length = case.settings.dag_turn_seconds * MICROSECONDS
         self._aging = case.settings.priority_aging_seconds * MICROSECONDS
-        self._rows: dict[tuple[int, int], list[float]] = {}
+        self._rows: dict[tuple[int, int], _Row] = {}
         self._turns: dict[int, tuple[float, float]] = {}
         for stream in case.scenario.streams:
             key = (stream.service_class, stream.pool)
@@ -178,17 +212,14 @@ class _Lines:
         self.entries[cls, pool][entry.number] = entry
         if cls is _TASK:
             return
-        row = self._rows.get((entry.dag, entry.priority))
-        if row is None or not row[0]:
-            # How many wait, since when without a break, and how many came in that time.
-            row = self._rows[entry.dag, entry.priority] = [0, entry.at, 0]
-        length = row[2] * self._turn_length
         head_start = log2(1 + abs(entry.priority)) * self._aging * (1 if entry.priority > 0 else -1)
-        earliest = max(entry.at, row[1] + length) - head_start
-        latest = max(entry.at, row[1]) + length - head_start
-        self._turns[entry.number] = (earliest, latest)
-        row[0] += 1
-        row[2] += 1
+        row = self._rows.setdefault((entry.dag, entry.priority), _Row())
+        before = self._turns.get(entry.number)
+        if before is not None:
+            row.goes_on(before[0] + head_start, before[1] + head_start)
+            return
+        earliest, latest = row.next(entry.at, self._turn_length)
+        self._turns[entry.number] = (earliest - head_start, latest - head_start)
 
     def take(self, cls: ServiceClass, pool: str, number: int) -> Waiting | None:
         """One starts; returns one that it may not go before, if there is such a one."""
@@ -196,9 +227,9 @@ class _Lines:
         entry = them.pop(number, None)
         if cls is _TASK or entry is None:
             return None
-        self._rows[entry.dag, entry.priority][0] -= 1
+        self._rows[entry.dag, entry.priority].waiting -= 1
         turns = self._turns
-        earliest, _ = turns.pop(number)
+        earliest, _ = turns[number]
         for other in them.values():
             if earliest > turns[other.number][1] + 1:
                 return other
