@@ -52,7 +52,7 @@ def main() -> int:
     drawn = ((str(number), *generated(number)) for number in numbers)
     for name, scenario, text in chain(kept() if arguments.kept else (), drawn):
         goals = parse_goals(text)
-        began = time.process_time()
+        began = time.monotonic()
         found = tune(
             scenario,
             goals,
@@ -61,7 +61,7 @@ def main() -> int:
             unseen_seeds=20,
             jobs=arguments.jobs,
         )
-        took = time.process_time() - began
+        took = time.monotonic() - began
         line = f"{name:>3} {text}: {found.verdict}"
         if found.verdict is Verdict.MET:
             settings = parse_settings(render_settings(found.settings))
