@@ -23,7 +23,7 @@ from callback_priority.policy.settings import Settings
 from callback_priority.simulation.engine import Treatment
 from callback_priority.simulation.goals import parse_goals
 from callback_priority.simulation.results import run
-from callback_priority.simulation.tune import tune
+from callback_priority.simulation.tune import SEEDS, TRIALS, tune
 from callback_priority.simulation.tuned import Verdict, section_text
 from tests.tuning.generated import generated
 from tests.tuning.judge import judged, meets
@@ -41,8 +41,8 @@ def main() -> int:
         "--kept", action=argparse.BooleanOptionalAction, default=True, help="those of the library, too"
     )
     parser.add_argument("--first", type=int, default=1, help="the number of the first scenario")
-    parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--fresh", type=int, default=30, help="so many fresh seeds for each")
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
@@ -58,7 +58,6 @@ def main() -> int:
             goals,
             trials=arguments.trials,
             seeds=arguments.seeds,
-            unseen_seeds=20,
             jobs=arguments.jobs,
         )
         took = time.monotonic() - began

@@ -202,6 +202,12 @@ class _Tuning:
             )
         search.try_points(self._space.sensible(self._loads), reachable)
         checked, margin = self._find(reachable)
+        if checked is None or not self._is_sure(checked, reachable):
+            # Before it is said that there is nothing: is there a narrow way between the goals?
+            search.try_points(self._space.ladder(self._loads), reachable)
+            again, its_margin = self._find(reachable, trials=0)
+            if again is not None and (checked is None or self._is_sure(again, reachable)):
+                checked, margin = again, its_margin
         if checked is None:
             collisions = self._collisions(reachable)
             # Looking at two at a time may have found what meets all of them.

@@ -34,6 +34,8 @@ NEUTRAL: Final = FACTORS.index(1.0)
 
 _STANDARD_DEVIATIONS: Final = (1.0, 3.0)
 _ANY_SECONDS: Final = 60.0
+_RUNGS: Final = 32
+"""The most sizes of a reserve on a ladder."""
 
 
 @attrs.frozen(kw_only=True)
@@ -248,6 +250,25 @@ class Space:
         lowered = {f"weight {cls}": FACTORS.index(0.2) for cls in self.classes if cls is not self._reference}
         for numbers in [*reserved, *raised, reserved[0] | raised[0], lowered, reserved[1] | lowered]:
             yield self.point(numbers)
+
+    def ladder(self, loads: Mapping[ServiceClass, Load]) -> Iterator[Point]:
+        """Reserves of every size for what shall not wait, at today's weights and at ten times those.
+
+        Where goals leave but a narrow way between them, a search may never come upon it, though it is short: a reserve bounds a
+        wait as nothing else does, and a weight decides who gets what is left.
+
+        Args:
+            loads: What the classes ask for. Several classes share a reserve by their peaks.
+        """
+        hurried = [cls for cls in self.classes if self._waits_at_most(cls) and cls in loads]
+        peaks = sum(loads[cls].peak_slots for cls in hurried)
+        step = max(1, -(-self.slots // _RUNGS))
+        for weighted in ({}, self._weighted(hurried, 10.0)):
+            for size in range(step, self.slots, step):
+                parts = {
+                    f"reserve {cls}": round(size * loads[cls].peak_slots / peaks) for cls in hurried if peaks
+                }
+                yield self.point({**weighted, **parts, "in pools": int(bool(self._pools))})
 
     def changes(self, point: Point) -> float:
         """How much of today's settings a point changes, and holds back: a small number that decides between equals."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 
+import attrs
 import pytest
 
 from callback_priority.cli.main import main
@@ -24,6 +25,7 @@ from callback_priority.simulation.scenario_file import load_scenario
 from callback_priority.simulation.tuned import Verdict, section_text
 from callback_priority.simulation.tuning_runs import Laboratory, Ordered, Stake, missed
 from callback_priority.simulation.tuning_space import NEUTRAL, Space, offered_loads
+from tests.tuning.generated import generated
 
 TASK, DEADLINE, TASK_CALLBACK = ServiceClass.TASK, ServiceClass.DEADLINE, ServiceClass.TASK_CALLBACK
 
@@ -151,6 +153,25 @@ def test_goals_that_contradict_one_another_are_told_with_the_best_of_each():
     assert wait > 8
     assert 0.5 < kept < 0.93
     assert found.settings is not None
+
+
+def test_a_narrow_way_between_goals_is_found():
+    """Four slots reserved and ten times the weight: three are too few, five too many. What is tried at random misses it."""
+    found = tuned(*generated(304), trials=2)
+    assert found.verdict in {Verdict.MET, Verdict.UNSURE}
+    assert found.settings.slot_quotas[DEADLINE].reserve_slots == 4
+
+
+@pytest.mark.parametrize("slots", [2, 8, 100])
+def test_a_ladder_has_reserves_of_every_size_or_evenly_spaced(slots):
+    goals = parse_goals("deadline p95 <= 20 s")
+    scenario = attrs.evolve(LONG_TASKS, slots=slots)
+    points = list(Space(scenario, Settings(), goals).ladder(offered_loads(scenario, goals, seed=0)))
+    place = Space(scenario, Settings(), goals).classes.index(DEADLINE)
+    sizes = [each.reserves[place] for each in points]
+    step = 4 if slots == 100 else 1
+    assert sizes == 2 * list(range(step, slots, step))
+    assert len(set(points)) == len(points)
 
 
 def test_what_is_not_needed_is_given_back():
