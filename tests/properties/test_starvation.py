@@ -258,6 +258,16 @@ def test_the_long_run_says_how_many_it_tried(capsys):
     assert "somebody starves" in capsys.readouterr().out
 
 
+def test_the_long_run_makes_up_for_cases_that_come_again(capsys, monkeypatch):
+    """In batches of five, each of which begins with the simplest case there is."""
+    monkeypatch.setattr("callback_priority.testing.__main__._BATCH", 5)
+    monkeypatch.setattr("callback_priority.testing.__main__._AT_LEAST", 5)
+    assert main(["--examples", "20"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "nobody starves in 2" in told[-1]
+    assert len(told) > 5
+
+
 @pytest.mark.parametrize(
     ("policy", "why"),
     [

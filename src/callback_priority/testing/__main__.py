@@ -17,6 +17,8 @@ __all__ = ["main"]
 
 _BATCH = 1_000
 """Hypothesis remembers what it has tried; in batches, that does not grow without end."""
+_AT_LEAST = 100
+"""In a batch that makes up for cases that came again."""
 _KNOWN = {each.name.replace(" ", "-"): each for each in (FAIR, *CONTROLS)}
 
 
@@ -62,24 +64,30 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, ImportError, AttributeError) as problem:
         parser.error(str(problem))
     begun = time.monotonic()
-    sizes = [_BATCH] * (options.examples // _BATCH) + [options.examples % _BATCH] * (
-        options.examples % _BATCH > 0
-    )
-    batches = [(options.seed * 1_000_003 + number, size) for number, size in enumerate(sizes)]
     tried: set[bytes] = set()
-    found = ""
+    found, number = "", options.seed * 1_000_003
     end = "\r" if sys.stdout.isatty() else "\n"
+
+    def is_late() -> bool:
+        return options.minutes is not None and time.monotonic() - begun > options.minutes * 60
+
     with ProcessPoolExecutor(options.jobs) as pool:
         try:
-            for cases, found in pool.map(partial(_batch, options.policy), batches):
-                tried |= cases
-                _say(
-                    f"{len(tried)} of {options.examples} examples, {time.monotonic() - begun:.0f} s", end=end
-                )
-                if found:
-                    break
-                if options.minutes is not None and time.monotonic() - begun > options.minutes * 60:
-                    break
+            missing, before = options.examples, 0
+            while 0 < missing != before and not found and not is_late():
+                # Batches may come upon the same cases. What is missing for it is made up for, unless nothing new is left; each
+                # batch begins with the simplest cases, which are not new, so a small one would be of no use.
+                wanted = max(missing, _AT_LEAST) if before else missing
+                sizes = [_BATCH] * (wanted // _BATCH) + [wanted % _BATCH] * (wanted % _BATCH > 0)
+                batches = list(enumerate(sizes, start=number))
+                number += len(batches)
+                for cases, found in pool.map(partial(_batch, options.policy), batches):
+                    tried |= cases
+                    told = f"{len(tried)} of {options.examples} examples, {time.monotonic() - begun:.0f} s"
+                    _say(told, end=end)
+                    if found or is_late():
+                        break
+                missing, before = options.examples - len(tried), missing
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     seconds = time.monotonic() - begun
