@@ -80,7 +80,7 @@ class PoolPass:
             return
         self._read_quotas(slots)
         open_slots = UNLIMITED if slots.open_slots is None else slots.open_slots
-        reserved = sum(self._reserved.values())
+        reserved = sum(self._reserved.values()) if self._reserved else 0
         room = open_slots - reserved
         if open_slots <= 0:
             self._turn_away(Reason.POOL_FULL)
@@ -105,7 +105,8 @@ class PoolPass:
                 self._reserved[cls] = quota.reserve_slots - held
             if quota.limit_slots is not None:
                 limits[cls] = quota.limit_slots - held
-        if started := self._terms.started(_TASK, pool):
+        answer = self._terms.snapshot.answer
+        if answer is not None and (started := answer.started.get(pool)):
             # What Airflow has started is no longer a question: its slots are theirs.
             self._reserved[_TASK] = max(self._reserved.get(_TASK, 0), sum(started))
         if self._reserved or limits:
@@ -312,9 +313,12 @@ class PoolPass:
 
     def _is_owed_a_turn(self, line: Line) -> bool:
         """Whether a line waits in the pool for slots that it will get in its turn."""
-        if line.reason is Reason.POOL_RESERVE:
+        reason = line.reason
+        if reason is None or reason is _POOL_FULL:
+            return reason is not None
+        if reason is Reason.POOL_RESERVE:
             return widest(self._terms, line.service_class, self._pool) > 0
-        return line.reason in _OWED_A_TURN
+        return reason in _OWED_A_TURN
 
     def _bypassed(self, line: Line, state: FlowState) -> int:
         """Slots granted past its head, which is due and too wide."""

@@ -383,9 +383,10 @@ class Simulation:
     def _release(self, replica: _Replica, now: int) -> bool:
         running = replica.running
         released = False
-        while running and running[0].until <= now:
+        release = replica.ledger.release
+        while running and running[0][0] <= now:
             done = heappop(running)
-            replica.ledger.release(done.number)
+            release(done.number)
             self._leave(replica, done, now)
             released = True
         return released
