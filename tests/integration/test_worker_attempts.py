@@ -399,8 +399,18 @@ def _ends(pid: int) -> bool:
 
 
 def test_two_attempts_in_threads_of_one_process_do_not_meet(lab, quick, monkeypatch):
+    """Not when Airflow's code is looked at, either: the first has a class replaced once it has looked."""
+    from callback_priority import compat
+
     first, second = lab, Lab(lab.path)
     failed = []
+    real, looks = compat.differences, itertools.count()
+
+    def slower_each_time(targets):
+        time.sleep(0.3 * next(looks))
+        return real(targets)
+
+    monkeypatch.setattr(compat, "differences", slower_each_time)
 
     def run(one: Lab, body: str) -> None:
         try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ CALLBACK_MODULE: Final = "airflow.sdk.execution_time.callback_supervisor"
 TASK_MODULE: Final = "airflow.sdk.execution_time.supervisor"
 
 _originals: dict[str, Any] = {}
+
+_looking: Final = threading.Lock()
+"""Of several threads one looks at Airflow's code: whoever has looked replaces some of it, which another must not look at then."""
 
 
 def install() -> None:
@@ -58,9 +62,7 @@ def uninstall() -> None:
             attempts.uninstall()
     if (original := _originals.pop(TASK_MODULE, None)) is not None:
         modules[TASK_MODULE].ActivitySubprocess.update_task_state_if_needed = original
-    _runtime_is_known.cache_clear()
-    _attempts_are_known.cache_clear()
-    _tasks_are_known.cache_clear()
+    _are_known.cache_clear()
 
 
 def _replace_callbacks(module: Any) -> None:
@@ -137,7 +139,6 @@ def _configured(option: str, default: str) -> str:
     return str(conf.get("callback_priority", option, fallback=default) or default).strip().lower()
 
 
-@functools.cache
 def _runtime_is_known() -> bool:
     """Whether Airflow's code is what running callbacks was made for; says so once if not."""
     from callback_priority.compat import RUNTIME_TARGETS  # noqa: PLC0415 - see the module's docstring
@@ -145,7 +146,6 @@ def _runtime_is_known() -> bool:
     return _known(RUNTIME_TARGETS, "runs no callbacks on this worker")
 
 
-@functools.cache
 def _attempts_are_known() -> bool:
     """Whether Airflow's code is what claiming callbacks of its own was made for; says so once if not."""
     from callback_priority.compat import ATTEMPT_TARGETS  # noqa: PLC0415 - see the module's docstring
@@ -153,7 +153,6 @@ def _attempts_are_known() -> bool:
     return _known(ATTEMPT_TARGETS, "claims no callbacks that Airflow calls on this worker")
 
 
-@functools.cache
 def _tasks_are_known() -> bool:
     """Whether Airflow's code is what telling of killed tasks was made for; says so once if not."""
     from callback_priority.compat import KILLED_TARGETS  # noqa: PLC0415 - see the module's docstring
@@ -162,6 +161,12 @@ def _tasks_are_known() -> bool:
 
 
 def _known(targets: tuple[Target, ...], consequence: str) -> bool:
+    with _looking:
+        return _are_known(targets, consequence)
+
+
+@functools.cache
+def _are_known(targets: tuple[Target, ...], consequence: str) -> bool:
     from callback_priority import compat  # noqa: PLC0415 - see the module's docstring
 
     if differences := compat.differences(targets):
