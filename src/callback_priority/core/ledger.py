@@ -180,12 +180,13 @@ class Ledger:
         while released:
             self._close(released[0], now)
             del released[0]
-        if len(due) > 2 * len(self._holds) + _FEW:
-            self._due = due = [entry for entry in due if self._is_held(entry[2])]
+        holds = self._holds
+        if len(due) > 2 * len(holds) + _FEW:
+            self._due = due = [entry for entry in due if holds.get(entry[2].key) is entry[2]]
             heapify(due)
         while due and due[0][0] < now:
             due_at, sequence, hold = heappop(due)
-            if not self._is_held(hold):
+            if holds.get(hold.key) is not hold:
                 continue
             self._overrunning.add(sequence)
             for flow, width in hold.flows():
@@ -201,29 +202,29 @@ class Ledger:
         self._amounts.clear()
         self._samples.clear()
 
-    def _is_held(self, hold: Hold) -> bool:
-        return self._holds.get(hold.key) is hold
-
     def _close(self, hold: Hold, now: int) -> None:
         real = SlotMicros(now - hold.granted_at if now > hold.granted_at else 0)
-        overrun = hold.sequence in self._overrunning
-        if overrun:
-            self._overrunning.discard(hold.sequence)
+        samples = self._samples
+        if hold.sequence not in self._overrunning:
+            amounts, owed = self._amounts, real - hold.charge
+            for flow, width in hold.flows():
+                amounts[flow] += width * owed
+                samples[flow].append(real)
+            return
+        self._overrunning.discard(hold.sequence)
+        widths = self._overrun_widths
         for flow, width in hold.flows():
-            if not overrun:
-                self._amounts[flow] += width * (real - hold.charge)
-            elif self._overrun_widths[flow] == width:
-                del self._overrun_widths[flow]
+            if widths[flow] == width:
+                del widths[flow]
             else:
-                self._overrun_widths[flow] -= width
-            self._samples[flow].append(real)
+                widths[flow] -= width
+            samples[flow].append(real)
 
     def check_invariants(self) -> None:
         """Raise `InternalError` if the ledger's promises to itself do not hold. O(holds)."""
         waiting = [hold for hold in self._released if hold.sequence not in self._overrunning]
-        tracked = [sequence for _, sequence, hold in self._due if self._is_held(hold)] + list(
-            self._overrunning
-        )
+        tracked = [sequence for _, sequence, hold in self._due if self._holds.get(hold.key) is hold]
+        tracked += self._overrunning
         tracked += [hold.sequence for hold in waiting]
         known = [hold.sequence for hold in (*self._holds.values(), *self._released)]
         if sorted(tracked) != sorted(known):

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from callback_priority.core.accounting import flow_state, recent
-from callback_priority.core.classes import CLASS_ORDER, SCHEDULER_SCOPE, FlowKey, Level, ServiceClass
+from callback_priority.core.classes import CLASS_ORDER, FlowKey, Level, ServiceClass
 from callback_priority.core.fair_queue import Flow
 from callback_priority.core.flows import FlowState, make_state
 from callback_priority.core.policies import Policy
@@ -38,13 +38,20 @@ class Terms:
         without: Candidates that an earlier attempt at this pass found their executor full for.
         caps: The most candidates that a backlog may be admitted in its pool, by class and pool, with what
             bound them: what the scheduler's quotas left of it in an earlier attempt.
+
+    Attributes:
+        past: Flows at the scheduler's slots that have a past.
+        clock: Their clock.
+        awaited: Flows that were eligible in a pool, by the pool.
     """
 
     __slots__ = (
+        "_past_of",
         "awaited",
         "by_tag",
         "caps",
         "charges",
+        "clock",
         "entitlements",
         "orders",
         "past",
@@ -63,28 +70,34 @@ class Terms:
         self.entitlements = entitlements
         self.without = without
         self.caps = caps or {}
-        past, self.awaited = _by_scope(snapshot.flows)
-        self.past = past
+        # The flows, sorted once, so that a scope finds its own without making and hashing a key for each.
+        self.past: dict[ServiceClass, FlowState] = {}
+        self.awaited: dict[str, list[FlowState]] = {}
+        self._past_of: dict[str, dict[ServiceClass, FlowState]] = {}
+        past_of = self._past_of
+        for (level, scope, cls), state in snapshot.flows.items():
+            if level is _SCHEDULER:
+                self.past[cls] = state
+                continue
+            if scope in past_of:
+                past_of[scope][cls] = state
+            else:
+                past_of[scope] = {cls: state}
+            if state.eligible:
+                self.awaited.setdefault(scope, []).append(state)
+        self.clock = _clock(self.past)
         # What a grant is charged for one slot, at both levels: a hold has one charge, which is settled once.
-        self.charges = {
-            cls: state.estimate for cls, state in past[_SCHEDULER].get(SCHEDULER_SCOPE, _NO_PAST).items()
-        }
+        self.charges = {cls: state.estimate for cls, state in self.past.items()}
         if len(self.charges) < len(CLASS_ORDER):
             self.charges = dict.fromkeys(CLASS_ORDER, entitlements.initial_estimate) | self.charges
         policy = entitlements.policy
         self.by_tag = policy is _FAIR
         self.orders = _TASKS_FIRST_ORDERS if policy is _TASKS_FIRST else _ORDERS
 
-    def past_of(self, level: Level, scope: str) -> tuple[Mapping[ServiceClass, FlowState], int]:
-        """A scope's flows that have a past, by class, and its clock: the largest that any of them was served at."""
-        states = self.past[level].get(scope)
-        if not states:
-            return _NO_PAST, 0
-        clock = 0
-        for state in states.values():
-            if state.clock > clock:  # noqa: PLR1730 - a call less for each flow
-                clock = state.clock
-        return states, clock
+    def past_of(self, pool: str) -> tuple[Mapping[ServiceClass, FlowState], int]:
+        """A pool's flows that have a past, by class, and its clock."""
+        states = self._past_of.get(pool, _NO_PAST)
+        return states, _clock(states)
 
     def state(
         self, level: Level, scope: str, service_class: ServiceClass, before: FlowState | None, clock: int
@@ -109,24 +122,13 @@ class Terms:
         return answer.started.get(pool) if answer and service_class is _TASK else None
 
 
-def _by_scope(
-    flows: Mapping[FlowKey, FlowState],
-) -> tuple[dict[Level, dict[str, dict[ServiceClass, FlowState]]], dict[str, list[FlowState]]]:
-    """The flows, sorted once, so that a scope finds its own without making and hashing a key for each.
-
-    With them, by pool, those that were eligible there.
-    """
-    found: dict[Level, dict[str, dict[ServiceClass, FlowState]]] = {_POOL: {}, _SCHEDULER: {}}
-    awaited: dict[str, list[FlowState]] = {}
-    for (level, scope, service_class), state in flows.items():
-        scopes = found[level]
-        if scope in scopes:
-            scopes[scope][service_class] = state
-        else:
-            scopes[scope] = {service_class: state}
-        if state.eligible and level is _POOL:
-            awaited.setdefault(scope, []).append(state)
-    return found, awaited
+def _clock(past: Mapping[ServiceClass, FlowState]) -> int:
+    """A scope's virtual time: the largest that any of its flows was served at."""
+    clock = 0
+    for state in past.values():
+        if state.clock > clock:  # noqa: PLR1730 - a call less for each flow
+            clock = state.clock
+    return clock
 
 
 class Line(Flow):

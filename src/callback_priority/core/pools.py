@@ -61,7 +61,7 @@ class PoolPass:
         self.lines = lines
         self._terms = terms
         self._slots: PoolSlots | None = terms.snapshot.pools.get(pool)
-        self._past, self._clock = terms.past_of(_POOL, pool)
+        self._past, self._clock = terms.past_of(pool)
         self._reserved: dict[ServiceClass, int] = {}
         self._ceiling = NO_CEILING
         self._untouched = False
@@ -97,16 +97,19 @@ class PoolPass:
             line.reason = reason
 
     def _read_quotas(self, slots: PoolSlots) -> None:
-        pool = self._pool
+        pool, answer = self._pool, self._terms.snapshot.answer
+        quotas = self._terms.entitlements.quotas(_POOL, pool)
+        started = answer.started.get(pool) if answer is not None else None
+        if not quotas and not started:
+            return
         limits: dict[ServiceClass, int] = {}
-        for cls, quota in self._terms.entitlements.quotas(_POOL, pool).items():
+        for cls, quota in quotas.items():
             held = slots.held.get(cls, 0)
             if quota.reserve_slots > held:
                 self._reserved[cls] = quota.reserve_slots - held
             if quota.limit_slots is not None:
                 limits[cls] = quota.limit_slots - held
-        answer = self._terms.snapshot.answer
-        if answer is not None and (started := answer.started.get(pool)):
+        if started:
             # What Airflow has started is no longer a question: its slots are theirs.
             self._reserved[_TASK] = max(self._reserved.get(_TASK, 0), sum(started))
         if self._reserved or limits:

@@ -15,7 +15,7 @@ made again without that.
 
 *Task instances* are anonymous: Airflow selects them. A first pass says how many slots are theirs and in
 which pools; Airflow's selection answers; `Snapshot.answer` takes the answer into a second pass (promised by
-`Snapshot.asks`, so that the first need not find out what it would have changed), which
+`Snapshot.asks`, so that the first need not tell what it would have changed and refused), which
 charges what was really started, hands what tasks could not use to the callbacks, and leaves empty what
 tasks are due but could not take in one selection.
 
@@ -239,9 +239,13 @@ class _Pass:
                     if slots > 0:
                         pool_slots[line.pool] = slots
         task_slots = sum([line.granted for line in self.lines if line.service_class is _TASK])
-        if self.free > 0 and not (task_slots and self.answer is None and self.snapshot.asks):
-            self._close()
-        self._refuse_heads()
+        if task_slots and self.answer is None and self.snapshot.asks:
+            # The pass to come tells all the rest.
+            self.refusals.clear()
+        else:
+            if self.free > 0:
+                self._close()
+            self._refuse_heads()
         return Decision(
             grants=tuple(self.grants),
             task_slots=task_slots,
@@ -347,7 +351,7 @@ class _Pass:
         reserved = sum(unmet.values())
         promised = sum(reserves.values())
         total = self.snapshot.free_slots + sum(self.snapshot.held.values())
-        past, clock = terms.past_of(_SCHEDULER, SCHEDULER_SCOPE)
+        past, clock = terms.past, terms.clock
         # Those of which an earlier attempt has found that reserves stop them have a turn, though no pool admits them now.
         stopped = [cls for (cls, _), (_, reason) in terms.caps.items() if reason is _SLOT_RESERVE]
         admitted: dict[ServiceClass, list[Line]] = {}
@@ -446,8 +450,7 @@ class _Pass:
         waiting = [party.service_class for party in self.parties]
         if self.tasks_wait:
             waiting.append(_TASK)
-        past, _ = terms.past_of(_SCHEDULER, SCHEDULER_SCOPE)
-        for cls, state in past.items():
+        for cls, state in terms.past.items():
             if state.eligible and cls not in waiting:
                 self._set_ineligible(state.key)
         for pool in self.pools.values():

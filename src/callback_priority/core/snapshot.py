@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from enum import Enum
-from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import attrs
 
@@ -30,6 +29,9 @@ __all__ = [
 ]
 
 
+_TASK: Final = ServiceClass.TASK
+
+
 class Entitlements(Protocol):
     """What the classes are due; the settings are one implementation."""
 
@@ -52,8 +54,7 @@ class Entitlements(Protocol):
         """Weight of a class in a scope."""
 
 
-# Those that are made for each backlog have no slots: without, a frozen class is made in half the time.
-@attrs.frozen(kw_only=True, slots=False)
+@value(kw_only=True)
 class Candidate:
     """A workload that waits for a slot.
 
@@ -71,7 +72,7 @@ class Candidate:
     rank: int = 0
 
 
-@attrs.frozen(kw_only=True, slots=False)
+@value(kw_only=True)
 class Backlog:
     """What waits of one class in one pool, in the order in which it is to be served.
 
@@ -80,19 +81,22 @@ class Backlog:
         pool: The pool they draw on.
         candidates: The first of them: as many as there are free slots, and one more. Where all are one slot wide, as many
             as the pool has open slots, and one more, are enough.
+        widest: The width of the widest of them; found in O(candidates) where it is not told.
     """
 
     service_class: ServiceClass
     pool: str
     candidates: Sequence[Candidate]
+    widest: int = attrs.field()
 
-    @cached_property
-    def widest(self) -> int:
-        """The width of the widest of them; 1 if there are none. O(candidates), once."""
+    @widest.default
+    def _width_of_the_widest(self) -> int:
+        if self.service_class is not _TASK:
+            return 1
         return max([candidate.width for candidate in self.candidates], default=1)
 
 
-@attrs.frozen(kw_only=True, slots=False)
+@value(kw_only=True)
 class PoolSlots:
     """A pool as it stands.
 
@@ -207,7 +211,8 @@ class Decision:
         task_slots: How many of them are for task instances.
         task_pool_slots: By pool, the pool slots that task instances may use; zero elsewhere.
         refusals: One for the head of each backlog that has a candidate left, and one for each candidate
-            that was passed over on its own account (`Reason.EXECUTOR_FULL`, `Reason.NEVER_FITS`).
+            that was passed over on its own account (`Reason.EXECUTOR_FULL`, `Reason.NEVER_FITS`); none in the first of
+            two passes (`Snapshot.asks`), since the second tells them.
         flows: The flows that changed; none in the first of two passes, since it changes nothing.
         unused_slots: Free slots that nobody was granted, without those kept for tasks.
     """
