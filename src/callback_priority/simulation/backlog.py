@@ -12,14 +12,14 @@ them, is O(n).
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from sortedcontainers import SortedList
 
 from callback_priority.core.classes import ServiceClass
 from callback_priority.core.ranking import head_start_us, next_turn_us, rank_us
-from callback_priority.core.snapshot import Candidate
+from callback_priority.core.snapshot import Backlog, Candidate
 from callback_priority.core.units import MICROSECONDS
 from callback_priority.errors import InternalError
 from callback_priority.policy.settings import Settings
@@ -33,7 +33,8 @@ _TIERS: Final = 1 << 62
 _COMPACT_AT: Final = 256
 _LONG: Final = 4_096
 
-_ANONYMOUS: dict[int, Candidate] = {}
+_NARROW: Final = Candidate()
+_ANONYMOUS: dict[int, Candidate] = {1: _NARROW}
 
 
 def anonymous(width: int) -> Candidate:
@@ -160,25 +161,28 @@ class Line:
             self._entries.add(entry)
             self._first = 0
 
-    def candidates(self, free_slots: int, open_slots: int | None) -> Sequence[Candidate]:
+    def shown(self, free_slots: int, open_slots: int | None) -> Backlog:
         """The first of it, as the slot loop is shown them.
 
         Args:
             free_slots: The scheduler's.
             open_slots: The pool's; ``None`` for a pool without end.
         """
-        first, most = self._first, free_slots + 1
-        if open_slots is not None and open_slots < free_slots and not self._wide:
-            # Each takes a slot of the pool. Of wide ones, some may be passed over.
+        cls, first, most = self.service_class, self._first, free_slots + 1
+        if self._wide:
+            # Of these, some may be passed over.
+            found = [anonymous(entry.width) for entry in self._entries[first : first + most]]
+            if self._endless:
+                found += [anonymous(self._endless[0].width)] * (most - len(found))
+            return Backlog(service_class=cls, pool=self.pool, candidates=found)
+        if open_slots is not None and open_slots < free_slots:
+            # Each takes a slot of the pool.
             most = open_slots + 1 if open_slots > 0 else 1
-        if self.service_class is not _TASK:
-            return [entry.candidate for entry in self._entries[first : first + most]]
-        if not self._wide:
-            return [anonymous(1)] * (most if self._endless else min(most, len(self._entries) - first))
-        found = [anonymous(entry.width) for entry in self._entries[first : first + most]]
-        if self._endless:
-            found += [anonymous(self._endless[0].width)] * (most - len(found))
-        return found
+        if cls is not _TASK:
+            found = [entry.candidate for entry in self._entries[first : first + most]]
+        else:
+            found = [_NARROW] * (most if self._endless else min(most, len(self._entries) - first))
+        return Backlog(service_class=cls, pool=self.pool, candidates=found, widest=1)
 
     def peek(self, place: int) -> Waiting | None:
         """The one at a place, counted from the first; ``None`` if there are not so many, a backlog without end aside."""
@@ -193,7 +197,7 @@ class Line:
         """The one that the slot loop was shown as this candidate starts.
 
         Args:
-            candidate: One of `candidates`.
+            candidate: One of the `shown`.
             now: The present.
         """
         place, entries, first = 0, self._entries, self._first

@@ -28,7 +28,7 @@ def through_a_line(seed, steps=400):
         if dice.random() < 0.6 or not line:
             line.add(entry(dice.choice([number, dice.randrange(steps)]), number))
             continue
-        shown = line.candidates(2, None)
+        shown = line.shown(2, None).candidates
         told.append([each.id for each in shown])
         told.append(line.take_candidate(dice.choice(shown), 0).number)
         told.append(line.peek(1))
