@@ -180,13 +180,12 @@ class Ledger:
         while released:
             self._close(released[0], now)
             del released[0]
-        holds = self._holds
-        if len(due) > 2 * len(holds) + _FEW:
-            self._due = due = [entry for entry in due if holds.get(entry[2].key) is entry[2]]
+        if len(due) > 2 * len(self._holds) + _FEW:
+            self._due = due = [entry for entry in due if self._is_held(entry[2])]
             heapify(due)
         while due and due[0][0] < now:
             due_at, sequence, hold = heappop(due)
-            if holds.get(hold.key) is not hold:
+            if not self._is_held(hold):
                 continue
             self._overrunning.add(sequence)
             for flow, width in hold.flows():
@@ -201,6 +200,9 @@ class Ledger:
         """The last `collect` was committed."""
         self._amounts.clear()
         self._samples.clear()
+
+    def _is_held(self, hold: Hold) -> bool:
+        return self._holds.get(hold.key) is hold
 
     def _close(self, hold: Hold, now: int) -> None:
         real = SlotMicros(now - hold.granted_at if now > hold.granted_at else 0)
@@ -223,7 +225,7 @@ class Ledger:
     def check_invariants(self) -> None:
         """Raise `InternalError` if the ledger's promises to itself do not hold. O(holds)."""
         waiting = [hold for hold in self._released if hold.sequence not in self._overrunning]
-        tracked = [sequence for _, sequence, hold in self._due if self._holds.get(hold.key) is hold]
+        tracked = [sequence for _, sequence, hold in self._due if self._is_held(hold)]
         tracked += self._overrunning
         tracked += [hold.sequence for hold in waiting]
         known = [hold.sequence for hold in (*self._holds.values(), *self._released)]

@@ -97,9 +97,8 @@ class PoolPass:
             line.reason = reason
 
     def _read_quotas(self, slots: PoolSlots) -> None:
-        pool, answer = self._pool, self._terms.snapshot.answer
-        quotas = self._terms.entitlements.quotas(_POOL, pool)
-        started = answer.started.get(pool) if answer is not None else None
+        quotas = self._terms.entitlements.quotas(_POOL, self._pool)
+        started = self._terms.started(_TASK, self._pool)
         if not quotas and not started:
             return
         limits: dict[ServiceClass, int] = {}
@@ -316,12 +315,9 @@ class PoolPass:
 
     def _is_owed_a_turn(self, line: Line) -> bool:
         """Whether a line waits in the pool for slots that it will get in its turn."""
-        reason = line.reason
-        if reason is None or reason is _POOL_FULL:
-            return reason is not None
-        if reason is Reason.POOL_RESERVE:
+        if line.reason is Reason.POOL_RESERVE:
             return widest(self._terms, line.service_class, self._pool) > 0
-        return reason in _OWED_A_TURN
+        return line.reason in _OWED_A_TURN
 
     def _bypassed(self, line: Line, state: FlowState) -> int:
         """Slots granted past its head, which is due and too wide."""

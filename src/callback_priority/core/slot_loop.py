@@ -276,8 +276,6 @@ class _Pass:
             if not self.unrestricted:
                 candidates = [candidate for candidate in candidates if self._has_executor(backlog, candidate)]
             line = Line(cls, pool, candidates)
-        elif self.answer is None and self.unrestricted and backlog.widest == 1:
-            line = Line(cls, pool, candidates)
         elif self.answer is None:
             fit, width = self._that_can_fit(backlog, candidates)
             line = Line(cls, pool, fit, widest=width)

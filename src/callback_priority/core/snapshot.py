@@ -81,13 +81,15 @@ class Backlog:
         pool: The pool they draw on.
         candidates: The first of them: as many as there are free slots, and one more. Where all are one slot wide, as many
             as the pool has open slots, and one more, are enough.
-        widest: The width of the widest of them; found in O(candidates) where it is not told.
+
+    Attributes:
+        widest: The width of the widest of them; 1 if there are none. O(candidates) of tasks, once.
     """
 
     service_class: ServiceClass
     pool: str
     candidates: Sequence[Candidate]
-    widest: int = attrs.field()
+    widest: int = attrs.field(init=False)
 
     @widest.default
     def _width_of_the_widest(self) -> int:

@@ -25,7 +25,7 @@ from callback_priority.errors import InternalError
 from callback_priority.policy.settings import Settings
 from callback_priority.simulation.scenario import Work
 
-__all__ = ["Line", "Turns", "Waiting"]
+__all__ = ["Line", "Turns", "Waiting", "anonymous", "task_rank"]
 
 _TASK: Final = ServiceClass.TASK
 _TIERS: Final = 1 << 62
@@ -33,8 +33,7 @@ _TIERS: Final = 1 << 62
 _COMPACT_AT: Final = 256
 _LONG: Final = 4_096
 
-_NARROW: Final = Candidate()
-_ANONYMOUS: dict[int, Candidate] = {1: _NARROW}
+_ANONYMOUS: dict[int, Candidate] = {}
 
 
 def anonymous(width: int) -> Candidate:
@@ -168,21 +167,17 @@ class Line:
             free_slots: The scheduler's.
             open_slots: The pool's; ``None`` for a pool without end.
         """
-        cls, first, most = self.service_class, self._first, free_slots + 1
-        if self._wide:
-            # Of these, some may be passed over.
-            found = [anonymous(entry.width) for entry in self._entries[first : first + most]]
+        first, most = self._first, free_slots + 1
+        if open_slots is not None and open_slots < free_slots and not self._wide:
+            # Each takes a slot of the pool. Of wide ones, some may be passed over.
+            most = open_slots + 1 if open_slots > 0 else 1
+        if self.service_class is _TASK and not self._wide:
+            found = [anonymous(1)] * (most if self._endless else min(most, len(self._entries) - first))
+        else:
+            found = [entry.candidate for entry in self._entries[first : first + most]]
             if self._endless:
                 found += [anonymous(self._endless[0].width)] * (most - len(found))
-            return Backlog(service_class=cls, pool=self.pool, candidates=found)
-        if open_slots is not None and open_slots < free_slots:
-            # Each takes a slot of the pool.
-            most = open_slots + 1 if open_slots > 0 else 1
-        if cls is not _TASK:
-            found = [entry.candidate for entry in self._entries[first : first + most]]
-        else:
-            found = [_NARROW] * (most if self._endless else min(most, len(self._entries) - first))
-        return Backlog(service_class=cls, pool=self.pool, candidates=found, widest=1)
+        return Backlog(service_class=self.service_class, pool=self.pool, candidates=found)
 
     def peek(self, place: int) -> Waiting | None:
         """The one at a place, counted from the first; ``None`` if there are not so many, a backlog without end aside."""

@@ -39,7 +39,7 @@ from callback_priority.core.snapshot import Candidate, Decision, Entitlements, P
 from callback_priority.core.units import SlotMicros, seconds_to_micros
 from callback_priority.errors import ConfigurationError, Problem
 from callback_priority.policy.settings import Settings
-from callback_priority.simulation.backlog import Line, Turns, Waiting, task_rank
+from callback_priority.simulation.backlog import Line, Turns, Waiting, anonymous, task_rank
 from callback_priority.simulation.meter import Meter
 from callback_priority.simulation.scenario import Arriving, Crash, Scenario
 from callback_priority.simulation.selection import select
@@ -246,10 +246,10 @@ class Simulation:
     def run(self, progress: Callable[[float], None] = lambda _part: None) -> Meter:
         """Run to the end.
 
+        Python's collector of cycles is off meanwhile: what a decider or a watcher leaves in cycles is found afterwards.
+
         Args:
             progress: Is told now and then which part of the time has passed, from 0 to 1.
-
-        Python's collector of cycles is off meanwhile: what a decider or a watcher leaves in cycles is found afterwards.
 
         Complexity: O(loops in which something changed + workloads log workloads).
         """
@@ -353,7 +353,7 @@ class Simulation:
         number, cls = self._number, line.service_class
         if cls is _TASK:
             rank = task_rank(at, priority)
-            candidate = _NO_ONE
+            candidate = anonymous(width)
         else:
             rank = self._turns.rank(dag, priority, at)
             candidate = Candidate(id=number, rank=rank)
@@ -585,6 +585,3 @@ class Simulation:
 def _first_from(loops: Sequence[int], at: int) -> int:
     place = bisect_left(loops, at)
     return loops[place] if place < len(loops) else _NEVER
-
-
-_NO_ONE: Final = Candidate()

@@ -10,13 +10,6 @@ from callback_priority.simulation.engine import Simulation, Treatment
 from callback_priority.simulation.library import named_scenario
 
 
-@pytest.fixture
-def collected():
-    """Nothing is left to collect from before."""
-    gc.collect()
-
-
-@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("scenario", ["contention", "wide-tasks"])
 def test_a_run_leaves_no_cycles(scenario):
     simulation = Simulation(named_scenario(scenario).scenario, Treatment(name="fair"), seed=1)
